@@ -1,0 +1,55 @@
+"""The nonlinearities f of F2: each one's f and its slope f'. One table; nothing here knows of time or of autograd."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One nonlinearity: f, and what B4 needs of it.
+
+    Attributes:
+        name: Its name in the table.
+        apply_: F2, h = f(a), in place: overwrites a with h and returns it.
+        slope: f'(a) computed from h = f(a) alone, so that a need not be kept; out of place, same shape as h.
+        times: B4, (slope, dh, *, out=None) -> slope ⊙ dh.
+    """
+
+    name: str
+    apply_: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    times: Callable[..., Tensor] = torch.mul
+
+
+def _identity_(a: Tensor) -> Tensor:
+    return a
+
+
+def _tanh_slope(h: Tensor) -> Tensor:
+    return torch.addcmul(h.new_ones(()), h, h, value=-1)  # 1 - h², in one pass over h
+
+
+def _sigmoid_slope(h: Tensor) -> Tensor:
+    return h * (1 - h)
+
+
+def _relu_slope(h: Tensor) -> Tensor:
+    return (~(h <= 0)).to(h.dtype)  # [h > 0], and 1 where h is NaN: a NaN is passed on, as torch does
+
+
+def _select(slope: Tensor, dh: Tensor, *, out: Tensor | None = None) -> Tensor:
+    return torch.where(slope > 0, dh, slope, out=out)  # not a product: an inactive unit stops an infinite dh too
+
+
+ACTIVATIONS = {
+    entry.name: entry
+    for entry in (
+        Activation("tanh", torch.tanh_, _tanh_slope),
+        Activation("sigmoid", torch.sigmoid_, _sigmoid_slope),
+        Activation("relu", torch.relu_, _relu_slope, _select),
+        Activation("identity", _identity_, torch.ones_like),
+    )
+}

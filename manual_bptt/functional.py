@@ -1,0 +1,215 @@
+"""The public functions: shape checks and documentation, then the Function that does the work. No derivatives here."""
+
+from torch import Tensor
+
+from manual_bptt import checks
+from manual_bptt.activations import ACTIVATIONS
+from manual_bptt.losses import SoftmaxCrossEntropy, SquaredError
+from manual_bptt.readout import Readout
+from manual_bptt.recurrence import Recurrence
+from manual_bptt.targets import weighted_targets
+
+
+def rnn(
+    x: Tensor,
+    h0: Tensor | None,
+    U: Tensor,
+    W: Tensor,
+    b: Tensor | None = None,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    """Run an Elman recurrence over a sequence and return every state.
+
+    h_t = f(U x_t + W h_{t-1} + b)   (F1, F2)
+
+    Args:
+        x: (T, B, D), or (T, D) for one sequence without a batch; of W's dtype and device. Or tokens (T, B) or (T,)
+            of dtype int64 or int32 in 0 .. D-1: the same as one-hot vectors, which are never built.
+        h0: State before the first step, (B, H), or (H,) without a batch. None: zeros.
+        U: Input-to-hidden weights (H, D).
+        W: Hidden-to-hidden weights (H, H). Any real floating dtype; everything else has the same, and its device.
+        b: Bias (H,), or None.
+        nonlinearity: "tanh", "sigmoid", "relu" or "identity".
+
+    Returns:
+        h (T, B, H), or (T, H) without a batch: the states of all steps.
+
+    Raises:
+        TypeError: An argument is no tensor or has another dtype.
+        ValueError: Wrong shape, device or nonlinearity, T = 0, or a token outside 0 .. D-1 (looked at on the CPU
+            only; elsewhere the device refuses it).
+
+    Gradients: x (not for tokens), h0, U, W, b, by B3-B8.
+    Double backward: yes, to any order; the second backward runs a loop of differentiable operators.
+    Memory kept until backward: x, h0, U, W and h.
+    Source: docs/derivation.md, F1 F2 and B3-B8.
+    """
+    activation = checks.choice("rnn", "nonlinearity", nonlinearity, ACTIVATIONS)
+    x, h0, batched = recurrence_arguments("rnn", x, h0, U, W, b)
+    h: Tensor = Recurrence.apply(x, h0, U, W, b, activation)  # type: ignore[no-untyped-call]
+    return h if batched else h.squeeze(1)
+
+
+def recurrence_arguments(
+    function: str, x: Tensor, h0: Tensor | None, U: Tensor, W: Tensor, b: Tensor | None
+) -> tuple[Tensor, Tensor, bool]:
+    """Check the arguments of a recurrence; return x and h0 with a batch, and whether x came with one.
+
+    Raises:
+        TypeError, ValueError: As `rnn` says, in the name of function.
+    """
+    checks.floating(function, "W", W)
+    if W.ndim != 2 or W.shape[0] != W.shape[1] or W.shape[0] == 0:
+        raise ValueError(f"{function}: expected W of shape (H, H) with H > 0, got {tuple(W.shape)}")
+    H = W.shape[0]
+    checks.floating(function, "U", U)
+    if U.ndim != 2 or U.shape[0] != H:
+        raise ValueError(f"{function}: expected U of shape (H, D) = ({H}, D), got {tuple(U.shape)}")
+    checks.alike(function, "U", U, "W", W)
+    if b is not None:
+        checks.floating(function, "b", b)
+        checks.shape(function, "b", b, "H", (H,))
+        checks.alike(function, "b", b, "W", W)
+    batched = _check_input(function, x, U)
+    if not batched:
+        x = x.unsqueeze(1)
+    if h0 is None:
+        return x, W.new_zeros(x.shape[1], H), batched
+    checks.floating(function, "h0", h0)
+    if batched:
+        checks.shape(function, "h0", h0, "BH", (x.shape[1], H))
+    else:
+        checks.shape(function, "h0", h0, "H", (H,))
+        h0 = h0.unsqueeze(0)
+    checks.alike(function, "h0", h0, "W", W)
+    return x, h0, batched
+
+
+def _check_input(function: str, x: Tensor, U: Tensor) -> bool:
+    """Check x against U (H, D) and tell whether it is batched."""
+    checks.tensor(function, "x", x)
+    D = U.shape[1]
+    vectors = x.is_floating_point()
+    if not vectors and x.dtype not in checks.TOKEN_DTYPES:
+        raise TypeError(
+            f"{function}: expected x of dtype {U.dtype} like U, or tokens of dtype torch.int64 or torch.int32, "
+            f"got {x.dtype}"
+        )
+    steps = x.shape[:-1] if vectors else x.shape
+    if len(steps) not in (1, 2) or (vectors and x.shape[-1] != D):
+        names = f"(T, B, D) or (T, D) with D = {D}" if vectors else "(T, B) or (T,) for tokens"
+        raise ValueError(f"{function}: expected x of shape {names}, got {tuple(x.shape)}")
+    if steps[0] == 0:
+        raise ValueError(f"{function}: expected x of at least one step, got T = 0 in {tuple(x.shape)}")
+    if vectors:
+        checks.alike(function, "x", x, "U", U)
+    else:
+        checks.on_device(function, "x", x, "U", U)
+        checks.in_range(function, "tokens x", x, "D", D)
+    return len(steps) == 2
+
+
+def readout(h: Tensor, V: Tensor, c: Tensor | None = None) -> Tensor:
+    """Compute the outputs o_t = V h_t + c   (F3).
+
+    Args:
+        h: (..., H), for example the states (T, B, H) or the last one, h[-1], alone.
+        V: (K, H), of h's dtype and device.
+        c: Bias (K,), or None.
+
+    Returns:
+        o (..., K).
+
+    Raises:
+        TypeError: An argument is no tensor or has another dtype.
+        ValueError: Wrong shape or device.
+
+    Gradients: h, V, c, by B2 and the first term of B3.
+    Double backward: yes, to any order.
+    Memory kept until backward: h and V.
+    Source: docs/derivation.md, F3 and B2.
+    """
+    readout_arguments("readout", h, V, c)
+    if h.ndim == 1:
+        o: Tensor = Readout.apply(h.unsqueeze(0), V, c).squeeze(0)  # type: ignore[no-untyped-call]
+    else:
+        o = Readout.apply(h, V, c)  # type: ignore[no-untyped-call]
+    return o
+
+
+def readout_arguments(function: str, h: Tensor, V: Tensor, c: Tensor | None) -> None:
+    """Check the arguments of a readout; raise as `readout` says, in the name of function."""
+    checks.floating(function, "V", V)
+    checks.floating(function, "h", h)
+    if h.ndim == 0:
+        raise ValueError(f"{function}: expected h of shape (..., H), got ()")
+    H = h.shape[-1]
+    if V.ndim != 2 or V.shape[0] == 0 or V.shape[1] != H:
+        raise ValueError(f"{function}: expected V of shape (K, H) = (K, {H}) with K > 0, got {tuple(V.shape)}")
+    checks.alike(function, "V", V, "h", h)
+    if c is not None:
+        checks.floating(function, "c", c)
+        checks.shape(function, "c", c, "K", V.shape[:1])
+        checks.alike(function, "c", c, "h", h)
+
+
+def softmax_cross_entropy(
+    o: Tensor, y: Tensor, *, time: str = "sum", batch: str = "sum", ignore_index: int = -100
+) -> Tensor:
+    """Compute the cross-entropy of softmax(o_t) against the targets, summed or averaged over time and batch.
+
+    ŷ_t = softmax(o_t)   L = -Σ_t w_t Σ_k y_tk ln ŷ_tk   (F4, F5)
+
+    Args:
+        o: Outputs (T, B, K), or (T, K) without a batch.
+        y: Class indices (T, B) of dtype int64; or probabilities (T, B, K), one-hot (any integer dtype or o's) or
+            soft (o's dtype; they need not sum to 1 and may require gradients). For time="last" the targets of the
+            last step alone, (B,) or (B, K). Without a batch the same shapes without B.
+        time: "sum": w_t = 1; "mean": 1 over the number of the sequence's steps that count; "last": only t = T.
+        batch: "sum", or "mean": divided by B, whatever is ignored.
+        ignore_index: A step with this class index weighs nothing. A sequence of which no step counts adds 0.
+
+    Returns:
+        L, 0-dimensional.
+
+    Raises:
+        TypeError: An argument is no tensor or has another dtype.
+        ValueError: Wrong option, shape or device, T = 0, or a class index outside 0 .. K-1 (looked at on the CPU
+            only; elsewhere the device refuses it).
+
+    Gradients: o by B1, and y where it holds probabilities.
+    Double backward: yes, to any order.
+    Memory kept until backward: o, y and w (T, B).
+    Source: docs/derivation.md, F4 F5 and B1.
+    """
+    used, y, w = weighted_targets("softmax_cross_entropy", "y", o, y, time, batch, ignore_index)
+    loss: Tensor = SoftmaxCrossEntropy.apply(used, y, w)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def squared_error(o: Tensor, y: Tensor, *, time: str = "sum", batch: str = "sum") -> Tensor:
+    """Compute half the squared error of the outputs, summed or averaged over time and batch.
+
+    ŷ_t = o_t   L = Σ_t w_t ½ Σ_k (o_tk - y_tk)²   (F4, F5)
+
+    Args:
+        o: Outputs (T, B, K), or (T, K) without a batch.
+        y: Targets of o's shape, dtype and device; for time="last" without the leading T.
+        time: "sum": w_t = 1; "mean": 1/T; "last": only t = T.
+        batch: "sum", or "mean": divided by B.
+
+    Returns:
+        L, 0-dimensional.
+
+    Raises:
+        TypeError: An argument is no tensor or has another dtype.
+        ValueError: Wrong option, shape or device, or T = 0.
+
+    Gradients: o by B1, and y.
+    Double backward: yes, to any order.
+    Memory kept until backward: o, y and w (T, B).
+    Source: docs/derivation.md, F4 F5 and B1.
+    """
+    used, y, w = weighted_targets("squared_error", "y", o, y, time, batch, None)
+    loss: Tensor = SquaredError.apply(used, y, w)  # type: ignore[no-untyped-call]
+    return loss

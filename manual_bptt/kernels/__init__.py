@@ -1,0 +1,1 @@
+"""How the sequential steps are run: one module per way, each with the same two functions, forward and backward."""

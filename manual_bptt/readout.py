@@ -1,0 +1,55 @@
+"""The readout o_t = V h_t + c and its backward, by hand: F3 | B2 and the Vᵀ dL/do_t of B3. Validates nothing."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+def outputs(h: Tensor, V: Tensor, c: Tensor | None) -> Tensor:
+    """F3: o (..., K) from h (..., H), V (K, H), c (K,)."""
+    rows = h.flatten(0, -2)
+    o = rows @ V.t() if c is None else torch.addmm(c, rows, V.t())
+    return o.view(*h.shape[:-1], V.shape[0])
+
+
+def readout_weight_gradient(do: Tensor, h: Tensor) -> Tensor:
+    """B2: dV (K, H)."""
+    return do.flatten(0, -2).t() @ h.flatten(0, -2)
+
+
+def readout_bias_gradient(do: Tensor) -> Tensor:
+    """B2: dc (K,)."""
+    return do.flatten(0, -2).sum(0)
+
+
+def readout_state_gradient(do: Tensor, V: Tensor) -> Tensor:
+    """B3's first term, Vᵀ dL/do_t: dh (..., H), as far as it comes through the readout."""
+    return do @ V
+
+
+class Readout(Function):
+    """F3 with the backward B2. Kept until backward: h and V."""
+
+    @staticmethod
+    def forward(h: Tensor, V: Tensor, c: Tensor | None) -> Tensor:
+        """Outputs o (..., K)."""
+        return outputs(h, V, c)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep what backward reads."""
+        h, V, _ = inputs
+        ctx.save_for_backward(h, V)
+
+    @staticmethod
+    def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
+        """One gradient per input of forward, each computed only where somebody asked for it."""
+        h, V = ctx.saved_tensors
+        need_dh, need_dV, need_dc = ctx.needs_input_grad
+        return (
+            readout_state_gradient(do, V) if need_dh else None,
+            readout_weight_gradient(do, h) if need_dV else None,
+            readout_bias_gradient(do) if need_dc else None,
+        )

@@ -1,0 +1,74 @@
+"""What the targets of a loss mean: their checks, and the weight w_t of every step and sequence in F5."""
+
+import torch
+from torch import Tensor
+
+from manual_bptt import checks
+
+TIME = {name: name for name in ("sum", "mean", "last")}
+BATCH = {name: name for name in ("sum", "mean")}
+
+
+def weighted_targets(
+    function: str, symbol: str, o: Tensor, y: Tensor, time: str, batch: str, ignore_index: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Check o and y and work out what enters the loss with which weight.
+
+    Args:
+        function: The caller's name, for error messages.
+        symbol: What the caller calls y, for error messages.
+        o: (T, B, K) or (T, K).
+        y: Class indices (T, B), or probabilities of o's shape; without the leading T for time="last".
+        time: "sum", "mean" or "last".
+        batch: "sum" or "mean".
+        ignore_index: The class index of a step that does not count; None where y must be a float of o's shape.
+
+    Returns:
+        The steps of o that enter the loss, their targets (indices in range, or floats of o's dtype) and w.
+
+    Raises:
+        TypeError: y is no tensor, or of a dtype that fits no kind of target.
+        ValueError: Wrong option, shape, device, or a class index outside 0 .. K-1.
+    """
+    checks.choice(function, "time", time, TIME)
+    checks.choice(function, "batch", batch, BATCH)
+    checks.floating(function, "o", o)
+    checks.tensor(function, symbol, y)
+    if o.ndim not in (2, 3):
+        raise ValueError(f"{function}: expected o of shape (T, B, K) or (T, K), got {tuple(o.shape)}")
+    if o.shape[0] == 0:
+        raise ValueError(f"{function}: expected o of at least one step, got T = 0 in {tuple(o.shape)}")
+    checks.on_device(function, symbol, y, "o", o)
+    letters, sizes = ("TBK" if o.ndim == 3 else "TK"), o.shape
+    if time == "last":
+        letters, sizes = letters[1:], sizes[1:]
+    if ignore_index is None or y.ndim == len(letters):
+        checks.shape(function, symbol, y, letters, sizes)
+        y, counts = _probabilities(function, symbol, y, o, ignore_index), None
+    else:
+        checks.shape(function, symbol, y, letters[:-1], sizes[:-1])
+        if y.dtype != torch.int64:
+            raise TypeError(f"{function}: expected class indices {symbol} of dtype torch.int64, got {y.dtype}")
+        counts = y != ignore_index
+        y = y.masked_fill(~counts, 0)
+        checks.in_range(function, symbol, y, "K", o.shape[-1], f" (or ignore_index = {ignore_index})")
+    if time == "last":
+        o, y, counts = o[-1:], y.unsqueeze(0), None if counts is None else counts.unsqueeze(0)
+    return o, y, _weights(o, counts, time, batch)
+
+
+def _probabilities(function: str, symbol: str, y: Tensor, o: Tensor, ignore_index: int | None) -> Tensor:
+    if ignore_index is not None and not y.is_floating_point() and not y.is_complex():
+        return y.to(o.dtype)  # an integer one-hot is exact in every floating dtype
+    checks.alike(function, symbol, y, "o", o)
+    return y
+
+
+def _weights(o: Tensor, counts: Tensor | None, time: str, batch: str) -> Tensor:
+    """w: 1 or 0 (ignored); time="mean" divides by the sequence's steps that count, batch="mean" by B."""
+    w = o.new_ones(o.shape[:-1]) if counts is None else counts.to(o.dtype)
+    if time == "mean":
+        w = w / w.sum(0).clamp(min=1)
+    if batch == "mean" and o.ndim == 3:
+        w = w / max(o.shape[1], 1)
+    return w
