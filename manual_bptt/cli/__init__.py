@@ -1,0 +1,36 @@
+"""The command `bptt`: finds the subcommand and reports what cannot be done. Each subcommand has a module of its own."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from manual_bptt.data import MissingPackageError
+
+UNUSABLE = 2  # exit status for arguments, or an installation, that nothing can be done with
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `bptt` and return its exit status.
+
+    Args:
+        arguments: Without the program's name; None: those of the process.
+    """
+    try:
+        from manual_bptt.cli import verify
+    except ModuleNotFoundError as error:
+        if error.name != "rich":
+            raise
+        print("bptt: needs the package rich, which is not installed: pip install 'manual-bptt[cli]'", file=sys.stderr)
+        return UNUSABLE
+    parser = argparse.ArgumentParser(
+        prog="bptt", description="Back-propagation through time by hand, held against independent witnesses."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    verify.add_parser(commands)
+    options = parser.parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except (MissingPackageError, ValueError, OSError) as error:
+        print(f"bptt {options.command}: {error}", file=sys.stderr)
+        return UNUSABLE
+    return status
