@@ -42,7 +42,7 @@ def _names(locale: str) -> tuple[str, ...]:
     try:
         module = importlib.import_module(f"faker.providers.person.{locale}")
     except ModuleNotFoundError as error:
-        if error.name != "faker":
+        if (error.name or "").partition(".")[0] != "faker":
             raise
         raise MissingPackageError(
             "real names need the package faker, which is not installed: pip install 'manual-bptt[data]'"

@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from manual_bptt.cli import verify
     except ModuleNotFoundError as error:
-        if error.name != "rich":
+        if (error.name or "").partition(".")[0] != "rich":
             raise
         print("bptt: needs the package rich, which is not installed: pip install 'manual-bptt[cli]'", file=sys.stderr)
         return UNUSABLE
