@@ -63,6 +63,8 @@ def agreement(
     wrong = [cell for cell in every if not cell.agrees]
     if wrong:
         console.print(f"[red]{len(wrong)} of {len(every)} comparisons differ.[/red]")
+        if {cell.witness for cell in wrong} == {"central diff."}:
+            console.print("Only the differences: one may have stepped over relu's kink; another --seed tells.")
     else:
         console.print(f"[green]All {len(every)} comparisons agree.[/green]")
     return not wrong

@@ -1,0 +1,64 @@
+"""README.md keeps its word: its examples print what it says, its commands are accepted, CI runs its set-up.
+
+Would catch an example that a change of the code has made untrue.
+"""
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from manual_bptt.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+EXAMPLES = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = re.findall(r"^(?:.*&& )?(?:\.venv/bin/)?bptt (.*)$", README, flags=re.MULTILINE)
+
+
+def output_of(source: str) -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(source, "README.md", "exec"), {"__name__": "README"})
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize(("source", "expected"), EXAMPLES, ids=range(len(EXAMPLES)))
+def test_examples_print_what_the_readme_says(source: str, expected: str) -> None:
+    assert output_of(source) == expected
+
+
+def test_every_python_example_is_run() -> None:
+    assert len(EXAMPLES) == README.count("```python") >= 3
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_succeed(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("manual_bptt.cli.verify.TIMED_SECONDS", 0.0)
+    assert main(shlex.split(command)) == 0
+
+
+def test_there_are_commands_to_run() -> None:
+    assert len(COMMANDS) >= 4
+
+
+@pytest.mark.parametrize("name", ["set-up", "test"])
+def test_ci_finds_the_commands_it_runs(name: str) -> None:
+    assert re.search(rf"^<!-- {name} -->\n```sh\n\S.*\n```$", README, flags=re.MULTILINE)
+
+
+def test_links_lead_somewhere() -> None:
+    headings = {
+        re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)]*)\)", README):
+        if target.startswith("#"):
+            assert target[1:] in headings
+        elif not target.startswith("http"):
+            assert (ROOT / target.partition("#")[0]).exists(), target
