@@ -75,3 +75,12 @@ def in_range(function: str, symbol: str, value: Tensor, size_name: str, size: in
     raise ValueError(
         f"{function}: expected {symbol} between 0 and {size_name}-1 = {size - 1}{also}, got {bad} at index {place}"
     )
+
+
+def no_autocast(function: str, device: torch.device) -> None:
+    """RuntimeError while autocast is on: the hand-written kernels run in the dtype they are given."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        raise RuntimeError(
+            f"{function}: expected autocast to be off, but it is on for {device.type}; "
+            f'call under torch.autocast("{device.type}", enabled=False) with tensors of one dtype'
+        )

@@ -39,6 +39,7 @@ def rnn(
         TypeError: An argument is no tensor or has another dtype.
         ValueError: Wrong shape, device or nonlinearity, T = 0, or a token outside 0 .. D-1 (looked at on the CPU
             only; elsewhere the device refuses it).
+        RuntimeError: Autocast is on.
 
     Gradients: x (not for tokens), h0, U, W, b, by B3-B8.
     Double backward: yes, to any order; the second backward runs a loop of differentiable operators.
@@ -61,6 +62,7 @@ def recurrence_arguments(
         TypeError, ValueError: As `rnn` says, in the name of function.
     """
     checks.floating(function, "W", W)
+    checks.no_autocast(function, W.device)
     if W.ndim != 2 or W.shape[0] != W.shape[1] or W.shape[0] == 0:
         raise ValueError(f"{function}: expected W of shape (H, H) with H > 0, got {tuple(W.shape)}")
     H = W.shape[0]
@@ -125,6 +127,7 @@ def readout(h: Tensor, V: Tensor, c: Tensor | None = None) -> Tensor:
     Raises:
         TypeError: An argument is no tensor or has another dtype.
         ValueError: Wrong shape or device.
+        RuntimeError: Autocast is on.
 
     Gradients: h, V, c, by B2 and the first term of B3.
     Double backward: yes, to any order.
@@ -142,6 +145,7 @@ def readout(h: Tensor, V: Tensor, c: Tensor | None = None) -> Tensor:
 def readout_arguments(function: str, h: Tensor, V: Tensor, c: Tensor | None) -> None:
     """Check the arguments of a readout; raise as `readout` says, in the name of function."""
     checks.floating(function, "V", V)
+    checks.no_autocast(function, V.device)
     checks.floating(function, "h", h)
     if h.ndim == 0:
         raise ValueError(f"{function}: expected h of shape (..., H), got ()")

@@ -1,0 +1,193 @@
+"""Times every implementation at every size, device, thread count and task, after `gate` has let it pass.
+
+    pytest benchmarks --benchmark-json=results.json     about ten minutes on two cores
+    python -m benchmarks.report results.json            the table and the picture
+    pytest benchmarks -k "manual_bptt and training"     a part of it
+    pytest benchmarks --benchmark-disable               every body once, gradients checked, nothing timed
+
+What is timed, in float32 (`TASKS`):
+
+- forward: h from x, without a graph.
+- backward: dU, dW and db from a random gradient on every state; the graph is built outside the clock.
+- training step: gradients cleared, forward, backward. No optimiser, it is the same for all; x needs no
+  gradient.
+
+How the ratio to nn.RNN is taken. Machines are noisy, and one benchmark runs minutes after the other, so two
+times out of pytest-benchmark's table make no trustworthy ratio. Therefore every round of a benchmark is
+preceded, outside its clock, by one round of nn.RNN on the same numbers with the same timer: nn.RNN, own,
+nn.RNN, own, ... The number `speed_vs_nn_rnn` in `extra_info` is the median over the rounds of
+(time of nn.RNN) / (own time), neighbours divided by neighbours: above 1 is faster than nn.RNN. nn.RNN itself is
+measured in this way too, against a second copy of itself: what that ratio misses 1 by is the machine's noise.
+
+The timer waits for the accelerator before it reads the clock. On CUDA, TF32 is off for all.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from statistics import median, quantiles
+from typing import Any, Protocol
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.benchmark import timer
+
+from benchmarks import gate
+from benchmarks.implementations import IMPLEMENTATIONS, PEER, Implementation
+from benchmarks.problem import Problem, make_problem
+from benchmarks.sizes import SIZES, Size
+
+WARM_UP_SECONDS = 0.05
+BUDGET_SECONDS = 1.0
+MIN_ROUNDS, MAX_ROUNDS = 7, 200
+
+Body = Callable[[], object]
+Round = tuple[tuple[Body], dict[str, object]]  # the arguments of `run` as pytest-benchmark takes them
+
+
+class Benchmark(Protocol):
+    """What is used here of pytest-benchmark's fixture, whose own code carries no types."""
+
+    enabled: bool
+    group: str | None
+    extra_info: dict[str, object]
+    stats: Any
+
+    def pedantic(self, target: Callable[[Body], object], *, setup: Callable[[], Round], rounds: int) -> object:
+        """Time target(*arguments) in each round, with the arguments of a setup() outside the clock."""
+
+
+def forward(implementation: Implementation, dh: Tensor) -> Body:
+    """Prepare a forward pass without a graph."""
+    return torch.no_grad()(implementation.forward)
+
+
+def backward(implementation: Implementation, dh: Tensor) -> Body:
+    """Prepare a backward pass: the graph is built here."""
+    gate.clear_gradients(implementation)
+    h = implementation.forward()
+    return lambda: torch.autograd.backward(h, dh)
+
+
+def training_step(implementation: Implementation, dh: Tensor) -> Body:
+    """Prepare a training step: everything is in it."""
+
+    def body() -> None:
+        gate.clear_gradients(implementation)
+        torch.autograd.backward(implementation.forward(), dh)
+
+    return body
+
+
+#: Task -> prepare(implementation, dh), run outside the clock, which returns the body that is timed.
+TASKS: dict[str, Callable[[Implementation, Tensor], Body]] = {
+    "forward": forward,
+    "backward": backward,
+    "training step": training_step,
+}
+
+
+def places() -> list[tuple[str, int]]:
+    """Return every (device, CPU threads) to measure at; a CUDA device is fed by one thread."""
+    cpu = [("cpu", threads) for threads in sorted({min(n, os.cpu_count() or 1) for n in (1, 2)})]
+    return cpu + [("cuda", 1)] * torch.cuda.is_available()
+
+
+@contextmanager
+def settings(threads: int) -> Iterator[None]:
+    """Compute on some CPU threads and in full float32; put back what was set before."""
+    before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+# The sizes come one after the other, so that one problem and one truth need to be kept.
+problem_of = lru_cache(maxsize=1)(make_problem)
+
+
+@lru_cache(maxsize=1)
+def truth_of(size: Size) -> dict[str, Tensor]:
+    """Return the float64 truth at one size."""
+    return gate.truth(problem_of(size))
+
+
+@cache
+def checked(name: str, size: Size, device: str, threads: int) -> dict[str, float]:
+    """Return the errors of an implementation that passed the gate under the present settings; else raise."""
+    problem = problem_of(size).to(device)
+    return gate.check(name, IMPLEMENTATIONS[name](problem), problem.dh, truth_of(size))
+
+
+@pytest.mark.benchmark(timer=timer)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS, ids=lambda name: name.replace(" ", "_"))
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.replace(" ", "_"))
+@pytest.mark.parametrize(("device", "threads"), places(), ids=[f"{d}-threads{n}" for d, n in places()])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_rnn(benchmark: Benchmark, size: Size, device: str, threads: int, task: str, name: str) -> None:
+    with settings(threads):
+        error = checked(name, size, device, threads)
+        benchmark.group = f"{size}, {device}, threads: {threads}, {task}"
+        benchmark.extra_info.update(
+            **size._asdict(),
+            implementation=name,
+            task=task,
+            threads=threads,
+            device=device,
+            device_name=torch.cuda.get_device_name() if device == "cuda" else "CPU",
+            torch=torch.__version__,
+            dtype="float32",
+            error_vs_float64=error,
+            worst_error_vs_float64=max(error.values()),
+        )
+        time_beside_peer(benchmark, TASKS[task], name, problem_of(size).to(device))
+
+
+def time_beside_peer(
+    benchmark: Benchmark, prepare: Callable[[Implementation, Tensor], Body], name: str, problem: Problem
+) -> None:
+    """Run the benchmark, each of its rounds after a round of nn.RNN, and record the ratio."""
+    own, peer = IMPLEMENTATIONS[name](problem), IMPLEMENTATIONS[PEER](problem)
+    peer_seconds: list[float] = []
+
+    def next_round() -> Round:
+        if benchmark.enabled:
+            body = prepare(peer, problem.dh)
+            start = timer()
+            run(body)
+            peer_seconds.append(timer() - start)
+        return (prepare(own, problem.dh),), {}
+
+    rounds = warm_up(next_round) if benchmark.enabled else 1
+    peer_seconds.clear()
+    benchmark.pedantic(run, setup=next_round, rounds=rounds)
+    if benchmark.enabled:
+        own_seconds = benchmark.stats.stats.data  # one fewer where a last round was run for a profile
+        ratios = [theirs / ours for theirs, ours in zip(peer_seconds, own_seconds, strict=False)]
+        benchmark.extra_info.update(
+            speed_vs_nn_rnn=median(ratios),
+            speed_vs_nn_rnn_quartiles=quantiles(ratios, n=4, method="inclusive")[::2],
+            nn_rnn_median_seconds=median(peer_seconds),
+        )
+
+
+def run(body: Body) -> None:
+    """Run one prepared body; both sides of a ratio go through this call."""
+    body()
+
+
+def warm_up(next_round: Callable[[], Round]) -> int:
+    """Run pairs of rounds for a moment and return how many of them fill the budget."""
+    begin = now = timer()
+    while now - begin < WARM_UP_SECONDS:
+        start = now
+        (body,), _ = next_round()
+        run(body)
+        now = timer()
+    return max(MIN_ROUNDS, min(MAX_ROUNDS, int(BUDGET_SECONDS / (now - start))))
