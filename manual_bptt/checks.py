@@ -25,6 +25,12 @@ def tensor(function: str, symbol: str, value: object) -> None:
         raise TypeError(f"{function}: expected {symbol} to be a torch.Tensor, got {type(value).__name__}")
 
 
+def integer(function: str, symbol: str, value: object) -> None:
+    """TypeError unless value is an int."""
+    if not isinstance(value, int):
+        raise TypeError(f"{function}: expected {symbol} to be an int, got {type(value).__name__}")
+
+
 def floating(function: str, symbol: str, value: object) -> None:
     """TypeError unless value is a real floating-point tensor."""
     tensor(function, symbol, value)

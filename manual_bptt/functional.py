@@ -188,6 +188,7 @@ def softmax_cross_entropy(
     Memory kept until backward: o, y and w (T, B).
     Source: docs/derivation.md, F4 F5 and B1.
     """
+    checks.integer("softmax_cross_entropy", "ignore_index", ignore_index)
     used, y, w = weighted_targets("softmax_cross_entropy", "y", o, y, time, batch, ignore_index)
     loss: Tensor = SoftmaxCrossEntropy.apply(used, y, w)  # type: ignore[no-untyped-call]
     return loss

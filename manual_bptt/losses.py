@@ -1,6 +1,7 @@
 """The losses and their backward, by hand: F4 F5 | B1. Softmax with cross-entropy, and half the squared error.
 
-Every function takes the weight w_t of each step and sequence as a tensor; functional.py makes it and validates.
+Every function takes the weight w_t of each step and sequence as a tensor, which targets.py makes and functional.py
+asks for; w's dtype, float32 or wider, is the one that the loss is computed in, and results come out in o's.
 Shapes: o (..., K), w (...), y class indices (...) or probabilities (..., K).
 """
 
@@ -17,33 +18,33 @@ def _are_indices(y: Tensor) -> bool:
 
 def cross_entropy(o: Tensor, y: Tensor, w: Tensor) -> Tensor:
     """F4, F5: Σ w_t ℓ_t with ŷ_t = softmax(o_t) and ℓ_t = -Σ_k y_tk ln ŷ_tk; a step of weight 0 adds exactly 0."""
-    log_y_hat = o.log_softmax(-1)
+    log_y_hat = o.log_softmax(-1, w.dtype)
     picked = log_y_hat.gather(-1, y.unsqueeze(-1)) if _are_indices(y) else y * log_y_hat
-    return torch.where(w != 0, -w * picked.sum(-1), 0).sum()
+    return torch.where(w != 0, -w * picked.sum(-1), 0).sum().to(o.dtype)
 
 
 def cross_entropy_output_gradient(o: Tensor, y: Tensor, w: Tensor) -> Tensor:
     """B1: do = w_t (ŷ_t s_t - y_t), where s_t = Σ_k y_tk is 1 for a class index and for probabilities."""
-    y_hat = o.softmax(-1)  # F4
+    y_hat = o.softmax(-1, w.dtype)  # F4
     w = w.unsqueeze(-1)
     if _are_indices(y):
-        return (w * y_hat).scatter_add(-1, y.unsqueeze(-1), -w)
-    return w * (y_hat * y.sum(-1, keepdim=True) - y)
+        return (w * y_hat).scatter_add(-1, y.unsqueeze(-1), -w).to(o.dtype)
+    return (w * (y_hat * y.sum(-1, keepdim=True) - y)).to(o.dtype)
 
 
 def cross_entropy_target_gradient(o: Tensor, w: Tensor) -> Tensor:
     """Gradient for probability targets: dy = -w_t ln ŷ_t."""
-    return -w.unsqueeze(-1) * o.log_softmax(-1)
+    return (-w.unsqueeze(-1) * o.log_softmax(-1, w.dtype)).to(o.dtype)
 
 
 def half_squared_error(o: Tensor, y: Tensor, w: Tensor) -> Tensor:
     """F5 with ŷ_t = o_t: Σ w_t ½ Σ_k (o_tk - y_tk)²."""
-    return (w * (o - y).square().sum(-1)).sum() / 2
+    return ((w * (o - y).square().sum(-1)).sum() / 2).to(o.dtype)
 
 
 def squared_error_output_gradient(o: Tensor, y: Tensor, w: Tensor) -> Tensor:
     """B1: do = w_t (o_t - y_t)."""
-    return w.unsqueeze(-1) * (o - y)
+    return (w.unsqueeze(-1) * (o - y)).to(o.dtype)
 
 
 class SoftmaxCrossEntropy(Function):

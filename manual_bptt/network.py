@@ -73,13 +73,12 @@ class ElmanNetwork(nn.Module):
     ) -> None:
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "output_size": output_size}
         for symbol, size in sizes.items():
-            if not isinstance(size, int):
-                raise TypeError(f"ElmanNetwork: expected {symbol} to be an int, got {type(size).__name__}")
+            checks.integer("ElmanNetwork", symbol, size)
             if size < 1:
                 raise ValueError(f"ElmanNetwork: expected {symbol} to be at least 1, got {size}")
         checks.choice("ElmanNetwork", "nonlinearity", nonlinearity, ACTIVATIONS)
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"ElmanNetwork: expected a floating dtype, got {dtype}")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"ElmanNetwork: expected dtype to be a floating dtype, got {dtype}")
         super().__init__()
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, output_size
         self.nonlinearity = nonlinearity
@@ -214,6 +213,7 @@ def bptt(
     """
     activation = checks.choice("bptt", "nonlinearity", nonlinearity, ACTIVATIONS)
     chosen = checks.choice("bptt", "loss", loss, LOSSES)
+    checks.integer("bptt", "ignore_index", ignore_index)
     U, W, V, b, c = _unpack(parameters)
     x, h0, batched = recurrence_arguments("bptt", x, h0, U, W, b)
     checks.tensor("bptt", "targets", targets)
@@ -228,7 +228,8 @@ def bptt(
     value = chosen.value(judged, y, w)  # F4 F5
 
     do = torch.zeros_like(o)
-    do[-judged.shape[0] :] = chosen.output_gradient(judged, y, w).view(-1, *o.shape[1:])  # B1
+    entering = do[-judged.shape[0] :]
+    entering.copy_(chosen.output_gradient(judged, y, w).view_as(entering))  # B1
     dh = readout_state_gradient(do, V)  # B3, first term
     da = recurrence.through_time(dh, h, W, activation)  # B3 B4
     dh[:-1] += da[1:] @ W  # B3, second term

@@ -65,8 +65,12 @@ def _probabilities(function: str, symbol: str, y: Tensor, o: Tensor, ignore_inde
 
 
 def _weights(o: Tensor, counts: Tensor | None, time: str, batch: str) -> Tensor:
-    """w: 1 or 0 (ignored); time="mean" divides by the sequence's steps that count, batch="mean" by B."""
-    w = o.new_ones(o.shape[:-1]) if counts is None else counts.to(o.dtype)
+    """w: 1 or 0 (ignored); time="mean" divides by the sequence's steps that count, batch="mean" by B.
+
+    In float32 at least: half precision can neither count to T nor divide by it well enough.
+    """
+    dtype = torch.promote_types(o.dtype, torch.float32)
+    w = torch.ones_like(o[..., 0], dtype=dtype) if counts is None else counts.to(dtype)
     if time == "mean":
         w = w / w.sum(0).clamp(min=1)
     if batch == "mean" and o.ndim == 3:
