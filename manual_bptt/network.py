@@ -78,7 +78,7 @@ class ElmanNetwork(nn.Module):
                 raise ValueError(f"ElmanNetwork: expected {symbol} to be at least 1, got {size}")
         checks.choice("ElmanNetwork", "nonlinearity", nonlinearity, ACTIVATIONS)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise TypeError(f"ElmanNetwork: expected dtype to be a floating dtype, got {dtype}")
+            raise TypeError(f"ElmanNetwork: expected dtype to be a floating dtype, got {dtype!r}")
         super().__init__()
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, output_size
         self.nonlinearity = nonlinearity
