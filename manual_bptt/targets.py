@@ -74,5 +74,5 @@ def _weights(o: Tensor, counts: Tensor | None, time: str, batch: str) -> Tensor:
     if time == "mean":
         w = w / w.sum(0).clamp(min=1)
     if batch == "mean" and o.ndim == 3:
-        w = w / max(o.shape[1], 1)
+        w = w / o.shape[1]
     return w
