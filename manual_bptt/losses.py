@@ -39,7 +39,7 @@ def cross_entropy_target_gradient(o: Tensor, w: Tensor) -> Tensor:
 
 def half_squared_error(o: Tensor, y: Tensor, w: Tensor) -> Tensor:
     """F5 with ŷ_t = o_t: Σ w_t ½ Σ_k (o_tk - y_tk)²."""
-    return ((w * (o - y).square().sum(-1)).sum() / 2).to(o.dtype)
+    return ((w * (o.to(w.dtype) - y).square().sum(-1)).sum() / 2).to(o.dtype)
 
 
 def squared_error_output_gradient(o: Tensor, y: Tensor, w: Tensor) -> Tensor:

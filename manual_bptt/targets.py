@@ -38,6 +38,8 @@ def weighted_targets(
         raise ValueError(f"{function}: expected o of shape (T, B, K) or (T, K), got {tuple(o.shape)}")
     if o.shape[0] == 0:
         raise ValueError(f"{function}: expected o of at least one step, got T = 0 in {tuple(o.shape)}")
+    if o.shape[-1] == 0:
+        raise ValueError(f"{function}: expected o of at least one output, got K = 0 in {tuple(o.shape)}")
     checks.on_device(function, symbol, y, "o", o)
     letters, sizes = ("TBK" if o.ndim == 3 else "TK"), o.shape
     if time == "last":

@@ -189,6 +189,7 @@ SCORES_OF_A_LOSS: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ..
     "o-complex": ({"o": zeros(5, 3, 6).cdouble()}, TypeError, ("o", "floating", "torch.complex128")),
     "o-1d": ({"o": zeros(6)}, ValueError, ("o", "(T, B, K) or (T, K)", "(6,)")),
     "o-4d": ({"o": zeros(5, 3, 6, 1)}, ValueError, ("o", "(T, B, K) or (T, K)", "(5, 3, 6, 1)")),
+    "o-no-outputs": ({"o": zeros(5, 3, 0)}, ValueError, ("o", "at least one output", "K = 0", "(5, 3, 0)")),
     "o-no-steps": ({"o": zeros(0, 3, 6)}, ValueError, ("o", "at least one step", "T = 0", "(0, 3, 6)")),
 }
 OF_READOUT_ALONE: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {

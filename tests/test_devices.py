@@ -78,9 +78,11 @@ def test_losses_on_meta(kind, time, batch, way):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("way", ["functions", "bptt"])
-def test_dtypes_on_meta(way, dtype):
-    assert {value.dtype for value in on_meta(make_problem(kind="soft").to(dtype), way).values()} == {dtype}
+@pytest.mark.parametrize("kind", ["ignored", "integer-one-hot", "soft", "squared-error"])
+@each_way
+def test_dtypes_on_meta(way, kind, dtype):
+    problem = make_problem(kind=kind, time="mean", batch="mean").to(dtype)
+    assert {value.dtype for value in on_meta(problem, way).values()} == {dtype}
 
 
 def test_single_sequences_on_meta():
@@ -179,3 +181,16 @@ def test_the_module_alone_follows_the_default_dtype(float64_by_default):
 @each_way
 def test_float64_stays_float64_under_the_usual_default_dtype(way):
     assert {value.dtype for value in WAYS[way](make_problem(kind="soft", time="mean")).values()} == {torch.float64}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: only there can the host wait for one")
+@pytest.mark.parametrize("way", ["functions", "bptt"])
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("tokens", [False, True], ids=["vectors", "tokens"])
+def test_the_host_never_waits_for_the_device(tokens, kind, way):
+    problem = make_problem(kind=kind, tokens=tokens, time="mean", batch="mean").to("cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        WAYS[way](problem)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -62,3 +62,10 @@ def test_links_lead_somewhere() -> None:
             assert target[1:] in headings
         elif not target.startswith("http"):
             assert (ROOT / target.partition("#")[0]).exists(), target
+
+
+def test_the_equations_are_shown_as_they_stand_in_the_code() -> None:
+    kernel = (ROOT / "manual_bptt" / "kernels" / "eager.py").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| \*\*B[34]\*\* .* \| `(.*)` \|$", README, flags=re.MULTILINE)
+    assert len(shown) == 2
+    assert all(line in kernel for line in shown)

@@ -27,7 +27,7 @@ from problems import (
 from torch import nn
 
 import torch_reference
-from manual_bptt import rnn, softmax_cross_entropy
+from manual_bptt import rnn, softmax_cross_entropy, squared_error
 
 each_dtype = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float64", "float32"])
 each_nonlinearity = pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
@@ -135,3 +135,11 @@ def test_rnn_runs_in_half_precision_throughout(device):
     problem = make_problem().to(device).to(torch.bfloat16)
     U, W, b = (problem.parameters[name] for name in "UWb")
     assert rnn(problem.x, problem.h0, U, W, b).dtype == torch.bfloat16
+
+
+def test_a_squared_error_whose_square_float16_cannot_hold(device):
+    o = torch.zeros(4, 2, 3, dtype=torch.float16, device=device)
+    o[1, 0, 2] = 300.0  # its square is above float16's largest, 65504; its mean over time and batch is not
+    loss = squared_error(o, torch.zeros_like(o), time="mean", batch="mean")
+    assert loss.dtype == torch.float16
+    assert loss.item() == torch.tensor(300.0**2 / 2 / (4 * 2)).half().item()
