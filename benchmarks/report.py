@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """Write both files into a folder, or neither, and return their paths.
+    """Write both files into a folder, each whole or not at all, and return their paths.
 
     Raises:
         BadInputError: matplotlib is missing, there is nothing to draw, or the folder cannot be written to.

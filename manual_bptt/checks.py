@@ -26,8 +26,8 @@ def tensor(function: str, symbol: str, value: object) -> None:
 
 
 def integer(function: str, symbol: str, value: object) -> None:
-    """TypeError unless value is an int."""
-    if not isinstance(value, int):
+    """TypeError unless value is an int; True and False are none."""
+    if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{function}: expected {symbol} to be an int, got {type(value).__name__}")
 
 

@@ -9,10 +9,13 @@ def check_writable(path: Path) -> None:
     """Say before a long computation that its result could not be written.
 
     Raises:
-        OSError: path's folder does not exist or cannot be written to, or path is a folder itself.
+        OSError: path's folder does not exist or cannot be written to, or path is there and no regular file.
     """
+    path = path.resolve()
     if path.is_dir():
         raise IsADirectoryError(f"expected {path} to be a file, but it is a folder")
+    if path.exists() and not path.is_file():
+        raise OSError(f"expected {path} to be a file, but it is a device, a pipe or a socket")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"expected {path} to lie in a folder that exists, but {path.parent} is none")
     if not os.access(path.parent, os.W_OK):
@@ -25,6 +28,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OSError: It cannot be written; path is then as it was, and nothing else is left behind.
     """
+    path = path.resolve()  # what a link points to is replaced, not the link
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -67,8 +67,8 @@ def recurrence_arguments(
         raise ValueError(f"{function}: expected W of shape (H, H) with H > 0, got {tuple(W.shape)}")
     H = W.shape[0]
     checks.floating(function, "U", U)
-    if U.ndim != 2 or U.shape[0] != H:
-        raise ValueError(f"{function}: expected U of shape (H, D) = ({H}, D), got {tuple(U.shape)}")
+    if U.ndim != 2 or U.shape[0] != H or U.shape[1] == 0:
+        raise ValueError(f"{function}: expected U of shape (H, D) = ({H}, D) with D > 0, got {tuple(U.shape)}")
     checks.alike(function, "U", U, "W", W)
     if b is not None:
         checks.floating(function, "b", b)
@@ -185,12 +185,13 @@ def softmax_cross_entropy(
 
     Gradients: o by B1, and y where it holds probabilities.
     Double backward: yes, to any order.
-    Memory kept until backward: o, y and w (T, B).
+    Memory kept until backward: ln ŷ (T, B, K), y and w (T, B).
     Source: docs/derivation.md, F4 F5 and B1.
     """
     checks.integer("softmax_cross_entropy", "ignore_index", ignore_index)
     used, y, w = weighted_targets("softmax_cross_entropy", "y", o, y, time, batch, ignore_index)
-    loss: Tensor = SoftmaxCrossEntropy.apply(used, y, w)  # type: ignore[no-untyped-call]
+    loss: Tensor
+    loss, _ = SoftmaxCrossEntropy.apply(used, y, w)  # type: ignore[no-untyped-call]
     return loss
 
 

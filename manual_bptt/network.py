@@ -20,9 +20,10 @@ from manual_bptt.targets import weighted_targets
 
 
 class _Loss(NamedTuple):
-    predict: Callable[[Tensor], Tensor]  # F4
+    output: Callable[[Tensor, Tensor], Tensor]  # F4: ln ŷ, or ŷ itself, in the dtype of w
     value: Callable[[Tensor, Tensor, Tensor], Tensor]  # F5
     output_gradient: Callable[[Tensor, Tensor, Tensor], Tensor]  # B1
+    predict: Callable[[Tensor], Tensor]  # ŷ, for whoever looks
 
 
 def _softmax(o: Tensor) -> Tensor:
@@ -30,8 +31,10 @@ def _softmax(o: Tensor) -> Tensor:
 
 
 LOSSES = {
-    "cross_entropy": _Loss(_softmax, losses.cross_entropy, losses.cross_entropy_output_gradient),
-    "squared_error": _Loss(torch.clone, losses.half_squared_error, losses.squared_error_output_gradient),
+    "cross_entropy": _Loss(losses.log_softmax, losses.cross_entropy, losses.cross_entropy_output_gradient, _softmax),
+    "squared_error": _Loss(
+        losses.identity, losses.half_squared_error, losses.squared_error_output_gradient, torch.clone
+    ),
 }
 
 
@@ -110,7 +113,9 @@ class ElmanNetwork(nn.Module):
             o (T, B, K) and h (T, B, H), without B where x has no batch. h[-1] is the state to carry on from.
 
         Raises:
-            TypeError, ValueError: As `rnn`.
+            TypeError, ValueError, RuntimeError: As `rnn`.
+
+        Gradients, double backward and memory kept until backward: those of `rnn` and `readout`.
         """
         h = rnn(x, h0, self.U, self.W, self.b, self.nonlinearity)
         return readout(h, self.V, self.c), h
@@ -207,8 +212,9 @@ def bptt(
 
     Raises:
         TypeError, ValueError: As `rnn`, `readout` and the losses; and for parameters that lack U, W or V or hold
-            any other name.
+            any other name. RuntimeError: Autocast is on.
 
+    Memory kept: what BPTTResult holds; no graph.
     Source: docs/derivation.md.
     """
     activation = checks.choice("bptt", "nonlinearity", nonlinearity, ACTIVATIONS)
@@ -225,11 +231,12 @@ def bptt(
     o = outputs(h, V, c)  # F3
     ignored = None if loss == "squared_error" else ignore_index
     judged, y, w = weighted_targets("bptt", "targets", o if batched else o.squeeze(1), targets, time, batch, ignored)
-    value = chosen.value(judged, y, w)  # F4 F5
+    output = chosen.output(judged, w)  # F4
+    value = chosen.value(output, y, w).to(o.dtype)  # F5
 
     do = torch.zeros_like(o)
     entering = do[-judged.shape[0] :]
-    entering.copy_(chosen.output_gradient(judged, y, w).view_as(entering))  # B1
+    entering.copy_(chosen.output_gradient(output, y, w).view_as(entering))  # B1
     dh = readout_state_gradient(do, V)  # B3, first term
     da = recurrence.through_time(dh, h, W, activation)  # B3 B4
     dh[:-1] += da[1:] @ W  # B3, second term
@@ -247,7 +254,7 @@ def bptt(
         do=steps(do),
         dh=steps(dh),
         da=steps(da),
-        dU=recurrence.input_weight_gradient(da, x, U),  # B7
+        dU=recurrence.input_weight_gradient(da, x, U.shape[1]),  # B7
         dW=recurrence.recurrent_weight_gradient(da, h, h0),  # B6
         dV=readout_weight_gradient(do, h),  # B2
         db=None if b is None else recurrence.bias_gradient(da),  # B5

@@ -2,16 +2,14 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn import functional
 
 
 def outputs(h: Tensor, V: Tensor, c: Tensor | None) -> Tensor:
     """F3: o (..., K) from h (..., H), V (K, H), c (K,)."""
-    rows = h.flatten(0, -2)
-    o = rows @ V.t() if c is None else torch.addmm(c, rows, V.t())
-    return o.view(*h.shape[:-1], V.shape[0])
+    return functional.linear(h, V, c)
 
 
 def readout_weight_gradient(do: Tensor, h: Tensor) -> Tensor:

@@ -26,12 +26,9 @@ def states(x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, activa
 def input_part(x: Tensor, U: Tensor, b: Tensor | None) -> Tensor:
     """F1 without its recurrent term: U x_t + b of every step (T, B, H), in new storage."""
     if x.is_floating_point():
-        rows = x.flatten(0, 1)
-        a = rows @ U.t() if b is None else torch.addmm(b, rows, U.t())
-    else:  # tokens: U x_t of a one-hot x_t is a column of U
-        columns = functional.embedding(x, U.t())
-        a = columns if b is None else columns.add_(b)
-    return a.view(x.shape[0], x.shape[1], U.shape[0])
+        return functional.linear(x, U, b)
+    columns = functional.embedding(x, U.t())  # tokens: U x_t of a one-hot x_t is a column of U
+    return columns if b is None else columns.add_(b)
 
 
 def through_time(dh: Tensor, h: Tensor, W: Tensor, activation: Activation) -> Tensor:
@@ -51,12 +48,12 @@ def recurrent_weight_gradient(da: Tensor, h: Tensor, h0: Tensor) -> Tensor:
     return torch.addmm(first, da[1:].flatten(0, 1).t(), h[:-1].flatten(0, 1))
 
 
-def input_weight_gradient(da: Tensor, x: Tensor, U: Tensor) -> Tensor:
+def input_weight_gradient(da: Tensor, x: Tensor, D: int) -> Tensor:
     """B7: dU (H, D), every da_t against its input; for tokens da_t is added to the token's column."""
     rows = da.flatten(0, 1)
     if x.is_floating_point():
         return rows.t() @ x.flatten(0, 1)
-    return U.new_zeros(U.shape[1], U.shape[0]).index_add(0, x.flatten(), rows).t()
+    return da.new_zeros(D, da.shape[-1]).index_add(0, x.flatten(), rows).t()
 
 
 def input_gradient(da: Tensor, U: Tensor) -> Tensor:
@@ -70,7 +67,7 @@ def initial_state_gradient(da: Tensor, W: Tensor) -> Tensor:
 
 
 class Recurrence(Function):
-    """F1 F2 with the backward B3-B8. Kept until backward: x, h0, U, W and the states h."""
+    """F1 F2 with the backward B3-B8. Kept until backward: W, h and, where asked for, x (dU), h0 (dW), U (dx)."""
 
     @staticmethod
     def forward(x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, activation: Activation) -> Tensor:
@@ -81,7 +78,9 @@ class Recurrence(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep what backward reads."""
         x, h0, U, W, _, ctx.activation = inputs
-        ctx.save_for_backward(x, h0, U, W, output)
+        ctx.D = U.shape[1]
+        need_dx, _, need_dU, need_dW, _, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if need_dU else None, h0 if need_dW else None, U if need_dx else None, W, output)
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
@@ -92,7 +91,7 @@ class Recurrence(Function):
         return (
             input_gradient(da, U) if need_dx else None,
             initial_state_gradient(da, W) if need_dh0 else None,
-            input_weight_gradient(da, x, U) if need_dU else None,
+            input_weight_gradient(da, x, ctx.D) if need_dU else None,
             recurrent_weight_gradient(da, h, h0) if need_dW else None,
             bias_gradient(da) if need_db else None,
             None,

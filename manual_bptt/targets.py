@@ -61,7 +61,7 @@ def weighted_targets(
 
 def _probabilities(function: str, symbol: str, y: Tensor, o: Tensor, ignore_index: int | None) -> Tensor:
     if ignore_index is not None and not y.is_floating_point() and not y.is_complex():
-        return y.to(o.dtype)  # an integer one-hot is exact in every floating dtype
+        return y.to(o.dtype)  # one-hot, or counts: small integers are exact in every floating dtype
     checks.alike(function, symbol, y, "o", o)
     return y
 

@@ -16,8 +16,9 @@ from torch.nn import functional
 
 import torch_reference
 from manual_bptt import ElmanNetwork, bptt, readout, rnn, softmax_cross_entropy, squared_error
+from manual_bptt.activations import ACTIVATIONS
 
-NONLINEARITIES = ("tanh", "sigmoid", "relu", "identity")
+NONLINEARITIES = tuple(ACTIVATIONS)
 # The policy: norm-wise, per gradient. float32 is judged against the float64 truth on the same numbers.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 100 * torch.finfo(torch.float32).eps}
 

@@ -150,11 +150,13 @@ def test_same_seed_same_problem_other_seed_another() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--batch", "0"), "--batch: expected a whole number from 1 on, got '0'"),
-        (("--hidden", "two"), "--hidden: expected a whole number from 1 on, got 'two'"),
-        (("--longest", "1"), "--longest: expected a whole number from 2 on, got '1'"),
-        (("--threads", "0"), "--threads: expected a whole number from 1 on, got '0'"),
-        (("--seed", "-1"), "--seed: expected a whole number from 0 on, got '-1'"),
+        (("--batch", "0"), "--batch: expected a whole number from 1 to 256, got '0'"),
+        (("--hidden", "two"), "--hidden: expected a whole number from 1 to 256, got 'two'"),
+        (("--longest", "1"), "--longest: expected a whole number from 2 to 100, got '1'"),
+        (("--threads", "0"), "--threads: expected a whole number from 1 to 1024, got '0'"),
+        (("--seed", "-1"), "--seed: expected a whole number from 0 to 9223372036854775807, got '-1'"),
+        (("--hidden", "10000000"), "--hidden: expected a whole number from 1 to 256, got '10000000'"),
+        (("--seed", str(2**64)), "--seed: expected a whole number"),
         (("--nonlinearity", "gelu"), "'gelu'"),
         (("--dtype", "float8"), "'float8'"),
         (("--no-such-option",), "--no-such-option"),
@@ -199,6 +201,44 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert verify("--json", str(pipe)) == 2
+    assert "but it is a device, a pipe or a socket" in capsys.readouterr().err
+    assert pipe.is_fifo()
+
+
+def test_a_link_stays_a_link_to_the_file_that_is_written(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    target, link = tmp_path / "folder" / "report.json", tmp_path / "link.json"
+    target.write_text("before")
+    link.symlink_to(target)
+    write_atomically(link, b"after")
+    assert link.is_symlink()
+    assert target.read_text() == "after"
+
+
+def test_ctrl_c_and_a_closed_pipe_end_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("manual_bptt.cli.verify._report", interrupted)
+    assert verify() == 130
+    assert capsys.readouterr().err == "bptt verify: interrupted\n"
+    command = f"{sys.executable} -m manual_bptt verify {' '.join(SMALL)} | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
+def test_self_test_with_nothing_planted_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manual_bptt.cli.planted.MISTAKES", ())
+    assert verify("--self-test") == 1
+
+
 def test_no_partial_file_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "report.json"
     file.write_bytes(b"before")
@@ -236,7 +276,7 @@ sys.exit(main(["verify"]))
     assert "Traceback" not in done.stderr
 
 
-def test_threads_are_set_for_the_run_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_threads_are_set_for_the_run_alone(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     file = tmp_path / "report.json"
     assert verify("--threads", str(before + 1), "--json", str(file)) == 0
@@ -256,10 +296,25 @@ def test_timing_takes_turns_and_times_the_same_training_step() -> None:
         return run
 
     steps = timing.training_steps(problem, CPU, torch.float64)
-    medians = timing.median_times({name: counted(name, step) for name, step in steps.items()}, seconds=0.0)
-    assert list(medians) == ["hand-written", "unrolled autograd", "nn.RNN"]
-    assert calls == list(medians) * (len(calls) // 3)
-    assert min(medians.values()) > 0
+    timed = timing.take_turns({name: counted(name, step) for name, step in steps.items()}, seconds=0.0)
+    assert list(timed) == ["hand-written", "unrolled autograd", "nn.RNN"]
+    assert calls == list(timed) * (len(calls) // 3)
+    assert min(step.seconds for step in timed.values()) > 0
+    assert timed["hand-written"].ratio == 1
+    assert all(step.quartiles[0] <= step.ratio <= step.quartiles[1] for step in timed.values())
+
+
+def test_a_ratio_is_of_neighbours_and_leaves_out_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    durations = iter([90.0, 1.0] * timing.WARM_UP + [1.0, 2.0, 10.0, 20.0, 100.0, 200.0, 3.0, 6.0, 1.0, 50.0])
+
+    def step() -> None:
+        nonlocal now
+        now += next(durations)
+
+    monkeypatch.setattr(timing, "timer", lambda: now)
+    timed = timing.take_turns({"hand-written": step, "nn.RNN": step}, seconds=0.0)
+    assert timed["nn.RNN"] == timing.Timed(20.0, 2.0, (2.0, 2.0))
 
 
 def test_timing_is_printed_with_its_ratios(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,7 +322,7 @@ def test_timing_is_printed_with_its_ratios(monkeypatch: pytest.MonkeyPatch, caps
     assert main(["verify", "--batch", "4", "--hidden", "5", "--dtype", "float64"]) == 0
     last = capsys.readouterr().out.splitlines()[-3:]
     assert [line.split()[0] for line in last] == ["hand-written", "unrolled", "nn.RNN"]
-    assert all("× the hand-written step" in line for line in last[1:])
+    assert all("× that time (middle half" in line for line in last[1:])
 
 
 def test_the_module_runs_as_the_command() -> None:

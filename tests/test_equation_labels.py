@@ -26,7 +26,7 @@ SLIPS_HEADING = "## Slips in the source documents"
 
 def defined_labels(markdown: str) -> Counter[str]:
     """How often each label is defined: a definition is the bold label at the start of a line."""
-    return Counter(re.findall(r"^\*\*([FB][1-9])\*\*", markdown, flags=re.MULTILINE))
+    return Counter(re.findall(r"^\*\*([FB]\d+)\*\*", markdown, flags=re.MULTILINE))
 
 
 def quoted_labels(source: str) -> set[str]:
@@ -34,7 +34,7 @@ def quoted_labels(source: str) -> set[str]:
     quoted: set[str] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type in (tokenize.COMMENT, tokenize.STRING):
-            quoted.update(re.findall(r"\b[FB][1-9]\b", token.string))
+            quoted.update(re.findall(r"\b[FB]\d+\b", token.string))
     return quoted
 
 

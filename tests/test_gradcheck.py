@@ -385,8 +385,9 @@ def test_rnn_keeps_x_h0_u_w_and_the_states_alone(nonlinearity, tokens, device):
     with kept_for_backward(kept):
         h = rnn(*named.values(), nonlinearity)
     T, B, D, H, _ = GENERAL
-    assert storages(kept) == storages([named["x"], named["h0"], named["U"], named["W"], h])
-    numbers = (T * B if tokens else T * B * D) + B * H + H * D + H * H + T * B * H
+    wanted = [named["x"], named["h0"], named["W"], h]  # U is for dx alone, and tokens have none
+    assert storages(kept) == storages(wanted if tokens else [*wanted, named["U"]])
+    numbers = (T * B if tokens else T * B * D + H * D) + B * H + H * H + T * B * H
     assert sum(storages(kept).values()) == 8 * numbers
 
 
@@ -398,9 +399,10 @@ def test_the_network_keeps_nothing_else_but_v_and_what_the_loss_needs(device):
         h = rnn(*(named[name] for name in ("x", "h0", "U", "W", "b")))
         o = readout(h, named["V"], named["c"])
         loss = softmax_cross_entropy(o, named["targets"])
-    T, B, _, _, _ = GENERAL
-    named_by_somebody = storages([h, o, *(named[name] for name in ("x", "h0", "U", "W", "V"))])
+    T, B, _, _, K = GENERAL
+    named_by_somebody = storages([h, *(named[name] for name in ("x", "h0", "U", "W", "V"))])
     others = {place: size for place, size in storages(kept).items() if place not in named_by_somebody}
     assert len(storages(kept)) == len(named_by_somebody) + len(others)
-    assert sorted(others.values()) == [8 * T * B, 8 * T * B]  # w, and the indices without those to be ignored
+    # w, the indices without those to be ignored, and ln ŷ in the place of o
+    assert sorted(others.values()) == [8 * T * B, 8 * T * B, 8 * T * B * K]
     assert loss.requires_grad

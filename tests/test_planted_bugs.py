@@ -134,8 +134,8 @@ def shifted_input(right: Any, da: Tensor, x: Tensor, U: Tensor) -> Tensor:
     return right(da, x.roll(1, 0), U)
 
 
-def token_overwritten(right: Any, da: Tensor, x: Tensor, U: Tensor) -> Tensor:
-    dU = torch.zeros_like(U)
+def token_overwritten(right: Any, da: Tensor, x: Tensor, D: int) -> Tensor:
+    dU = da.new_zeros(da.shape[-1], D)
     for token, da_t in zip(x.flatten(), da.flatten(0, 1), strict=True):
         dU[:, token] = da_t
     return dU

@@ -61,7 +61,7 @@ def network(
     seed: int = 0,
 ) -> Network:
     """A generic problem: D != H != K, h0 != 0, W not symmetric, |a| around 1, a loss at every step."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
 
     def leaf(*shape: int, scale: float = 1.0) -> Tensor:
         return (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).requires_grad_()

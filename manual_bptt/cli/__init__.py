@@ -1,12 +1,14 @@
 """The command `bptt`: finds the subcommand and reports what cannot be done. Each subcommand has a module of its own."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from manual_bptt.data import MissingPackageError
 
 UNUSABLE = 2  # exit status for arguments, or an installation, that nothing can be done with
+INTERRUPTED = 130  # as shells report Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         status: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNUSABLE
+    except KeyboardInterrupt:
+        print(f"bptt {options.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except (MissingPackageError, ValueError, OSError) as error:
         print(f"bptt {options.command}: {error}", file=sys.stderr)
         return UNUSABLE

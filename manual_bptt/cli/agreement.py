@@ -53,8 +53,7 @@ def agreement(
     for dtype in dict.fromkeys(cell.dtype for cell in every):
         of_dtype = [cell for cell in every if cell.dtype == dtype]
         limits = ", ".join(
-            f"{limit:.2g}" + (f" ({', '.join(dict.fromkeys(names))})" if len(names) < len(of_dtype) else "")
-            for limit, names in _by_limit(of_dtype).items()
+            f"{limit:.2g} ({', '.join(dict.fromkeys(names))})" for limit, names in _by_limit(of_dtype).items()
         )
         console.print(f"{dtype}: largest relative error {largest(of_dtype):.1e}; allowed: {limits}")
     missing = {"nn.RNN"} - {cell.witness for cell in every}

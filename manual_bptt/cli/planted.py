@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from manual_bptt import recurrence
-from manual_bptt.activations import Activation
+from manual_bptt.activations import ACTIVATIONS, Activation
 from manual_bptt.kernels import eager
 
 _backward = eager.backward
@@ -39,7 +39,7 @@ class Mistake:
     module: Any
     function: str
     replacement: Callable[..., Tensor]
-    nonlinearities: tuple[str, ...] = ("tanh", "sigmoid", "relu", "identity")
+    nonlinearities: tuple[str, ...] = tuple(ACTIVATIONS)
 
     @contextmanager
     def planted(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from manual_bptt.cli.problems import Problem
 from manual_bptt.functional import readout, rnn, softmax_cross_entropy
 
 Step = Callable[[], None]
+WARM_UP = 3  # rounds that do not count
 
 
 def training_steps(problem: Problem, device: torch.device, dtype: torch.dtype) -> dict[str, Step]:
@@ -51,15 +53,36 @@ def training_steps(problem: Problem, device: torch.device, dtype: torch.dtype) -
     return steps
 
 
-def median_times(steps: dict[str, Step], seconds: float) -> dict[str, float]:
-    """Run the steps in turns for about so many seconds; return the median time of each, in seconds."""
-    for step in steps.values():
-        step()
+@dataclass(frozen=True)
+class Timed:
+    """One implementation's training step.
+
+    Attributes:
+        seconds: Median time.
+        ratio: Its time over the hand-written step's, the median over rounds in which both ran one after the other.
+        quartiles: Of that ratio: half of all rounds lie between them.
+    """
+
+    seconds: float
+    ratio: float
+    quartiles: tuple[float, float]
+
+
+def take_turns(steps: dict[str, Step], seconds: float) -> dict[str, Timed]:
+    """Run the steps in turns, round after round, for about so many seconds; "hand-written" is what they are held to."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     end = time.monotonic() + seconds
-    while time.monotonic() < end or len(taken["hand-written"]) < 5:
+    rounds = 0
+    while time.monotonic() < end or rounds < WARM_UP + 5:
         for name, step in steps.items():
             start = timer()  # waits for the device
             step()
             taken[name].append(timer() - start)
-    return {name: statistics.median(times) for name, times in taken.items()}
+        rounds += 1
+    hand = taken["hand-written"][WARM_UP:]
+    timed = {}
+    for name, times in taken.items():
+        ratios = [theirs / ours for theirs, ours in zip(times[WARM_UP:], hand, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        timed[name] = Timed(statistics.median(times[WARM_UP:]), middle, (low, high))
+    return timed

@@ -6,6 +6,7 @@ Exit status: 0 everything agrees, 1 something differs, 2 unusable arguments. No 
 import argparse
 import json
 import platform
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,26 +41,32 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda", "all"), default="all", help="default: all there are")
     parser.add_argument("--dtype", choices=(*DTYPES, "all"), default="all", help="default: all")
     parser.add_argument("--nonlinearity", choices=tuple(ACTIVATIONS), default="tanh", help="default: tanh")
-    parser.add_argument("--batch", type=_at_least(1), default=8, metavar="B", help="number of names (default: 8)")
-    parser.add_argument("--hidden", type=_at_least(1), default=16, metavar="H", help="hidden units (default: 16)")
+    parser.add_argument("--batch", type=_whole(1, 256), default=8, metavar="B", help="number of names (default: 8)")
+    parser.add_argument("--hidden", type=_whole(1, 256), default=16, metavar="H", help="hidden units (default: 16)")
     parser.add_argument(
-        "--longest", type=_at_least(2), default=12, metavar="N", help="use names of at most N characters (default: 12)"
+        "--longest",
+        type=_whole(2, 100),
+        default=12,
+        metavar="N",
+        help="use names of at most N characters (default: 12)",
     )
-    parser.add_argument("--seed", type=_at_least(0), default=0, help="for the names and the weights (default: 0)")
-    parser.add_argument("--threads", type=_at_least(1), metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--seed", type=_whole(0, 2**63 - 1), default=0, help="for the names and the weights (default: 0)"
+    )
+    parser.add_argument("--threads", type=_whole(1, 1024), metavar="N", help="CPU threads (default: torch's)")
     parser.add_argument("--no-timing", action="store_true", help="leave out the training-step times")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to FILE")
     parser.set_defaults(run=run)
 
 
-def _at_least(smallest: int) -> Any:
+def _whole(smallest: int, largest: int) -> Any:
     def integer(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = smallest - 1
-        if value < smallest:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {smallest} on, got {text!r}")
+        if not smallest <= value <= largest:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {smallest} to {largest}, got {text!r}")
         return value
 
     return integer
@@ -129,12 +136,18 @@ def _shown(problem: Problem, most: int = 8) -> str:
 
 def _time(problem: Problem, device: torch.device, console: Console) -> dict[str, Any]:
     """Time one training step of each implementation, in turns; print the times and their ratios."""
-    seconds = timing.median_times(timing.training_steps(problem, device, torch.float32), TIMED_SECONDS)
+    timed = timing.take_turns(timing.training_steps(problem, device, torch.float32), TIMED_SECONDS)
     sizes = " ".join(f"{name}={size}" for name, size in problem.sizes().items())
-    where = f"{torch.get_num_threads()} thread(s)" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    console.print(f"training step on {device.type}, {where}, float32, {sizes}; medians, taken in turns:")
-    hand = seconds["hand-written"]
-    for name, taken in seconds.items():
-        ratio = "" if name == "hand-written" else f"   {taken / hand:.2f} × the hand-written step"
-        console.print(f"  {name:<18} {taken * 1e3:8.3f} ms{ratio}")
-    return {"device": device.type, **problem.sizes(), "dtype": "float32", "median_seconds": seconds}
+    threads = torch.get_num_threads()
+    where = f"{threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    console.print(f"training step of the whole network, {device.type}, {where}, float32, {sizes}, taken in turns:")
+    for name, step in timed.items():
+        low, high = step.quartiles
+        ratio = "" if name == "hand-written" else f"{step.ratio:7.2f} × that time (middle half {low:.2f} to {high:.2f})"
+        console.print(f"  {name:<18} {step.seconds * 1e3:8.3f} ms {ratio}".rstrip())
+    return {
+        "device": device.type,
+        **problem.sizes(),
+        "dtype": "float32",
+        "implementations": {name: asdict(step) for name, step in timed.items()},
+    }
