@@ -117,7 +117,7 @@ def readout(h: Tensor, V: Tensor, c: Tensor | None = None) -> Tensor:
     """Compute the outputs o_t = V h_t + c   (F3).
 
     Args:
-        h: (..., H), for example the states (T, B, H) or the last one, h[-1], alone.
+        h: (..., H), for example the states (T, B, H) or the last ones, h[-1:], alone.
         V: (K, H), of h's dtype and device.
         c: Bias (K,), or None.
 
@@ -172,7 +172,8 @@ def softmax_cross_entropy(
             soft (o's dtype; they need not sum to 1 and may require gradients). For time="last" the targets of the
             last step alone, (B,) or (B, K). Without a batch the same shapes without B.
         time: "sum": w_t = 1; "mean": 1 over the number of the sequence's steps that count; "last": only t = T.
-        batch: "sum", or "mean": divided by B, whatever is ignored.
+        batch: "sum", or "mean": divided by B, whatever is ignored; refused without a batch. With nothing ignored,
+            "mean" and "mean" is what torch.nn.functional.cross_entropy gives by default.
         ignore_index: A step with this class index weighs nothing. A sequence of which no step counts adds 0.
 
     Returns:
@@ -204,7 +205,7 @@ def squared_error(o: Tensor, y: Tensor, *, time: str = "sum", batch: str = "sum"
         o: Outputs (T, B, K), or (T, K) without a batch.
         y: Targets of o's shape, dtype and device; for time="last" without the leading T.
         time: "sum": w_t = 1; "mean": 1/T; "last": only t = T.
-        batch: "sum", or "mean": divided by B.
+        batch: "sum", or "mean": divided by B; refused without a batch.
 
     Returns:
         L, 0-dimensional.

@@ -37,7 +37,7 @@ def cross_entropy_output_gradient(log_y_hat: Tensor, y: Tensor, w: Tensor) -> Te
     y_hat = log_y_hat.exp()
     w = w.unsqueeze(-1)
     if _are_indices(y):
-        return (w * y_hat).scatter_add(-1, y.unsqueeze(-1), -w)
+        return (w * y_hat).scatter_add_(-1, y.unsqueeze(-1), -w)
     return w * (y_hat * y.sum(-1, keepdim=True) - y)
 
 

@@ -57,7 +57,7 @@ class ElmanNetwork(nn.Module):
             torch.nn.Linear draw theirs.
 
     Raises:
-        TypeError: A size is no int, or dtype is no real floating one.
+        TypeError: A size is no int, bias no bool, or dtype no real floating one.
         ValueError: A size below 1, or an unknown nonlinearity.
     """
 
@@ -82,6 +82,8 @@ class ElmanNetwork(nn.Module):
         checks.choice("ElmanNetwork", "nonlinearity", nonlinearity, ACTIVATIONS)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"ElmanNetwork: expected dtype to be a floating dtype, got {dtype!r}")
+        if not isinstance(bias, bool):
+            raise TypeError(f"ElmanNetwork: expected bias to be a bool, got {type(bias).__name__}")
         super().__init__()
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, output_size
         self.nonlinearity = nonlinearity

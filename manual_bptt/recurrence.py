@@ -1,8 +1,9 @@
 """The recurrence and its back-propagation through time, by hand: F1 F2 forward, B3-B8 backward. Read this file first.
 
 The equations (docs/derivation.md) are in column form; the code keeps vectors as rows, so `W h` is `h @ W.T` and
-`Wᵀ δ` is `δ @ W`. `dX` is dL/dX and has X's shape. Only F1/F2's W h_{t-1} and B3/B4 are sequential (kernels/);
-everything else is one product over the whole sequence. Nothing is validated here: functional.py does that.
+`Wᵀ δ` is `δ @ W`. `dX` is dL/dX and has X's shape. Only F1/F2's W h_{t-1} and B3/B4 are sequential: the two
+loops are in kernels/eager.py, to be read next; everything else is one product over the whole sequence. Nothing is
+validated here: functional.py does that.
 
 Shapes: x (T, B, D) or tokens (T, B), h0 (B, H), U (H, D), W (H, H), b (H,), h dh da (T, B, H).
 """

@@ -28,7 +28,7 @@ def weighted_targets(
 
     Raises:
         TypeError: y is no tensor, or of a dtype that fits no kind of target.
-        ValueError: Wrong option, shape, device, or a class index outside 0 .. K-1.
+        ValueError: Wrong option, shape, device, a class index outside 0 .. K-1, or batch="mean" without a batch.
     """
     checks.choice(function, "time", time, TIME)
     checks.choice(function, "batch", batch, BATCH)
@@ -41,9 +41,19 @@ def weighted_targets(
     if o.shape[-1] == 0:
         raise ValueError(f"{function}: expected o of at least one output, got K = 0 in {tuple(o.shape)}")
     checks.on_device(function, symbol, y, "o", o)
+    if o.ndim == 2 and batch == "mean":
+        raise ValueError(
+            f"{function}: expected o of shape (T, B, K) for batch='mean', got {tuple(o.shape)}, which is read as "
+            "(T, K); one step of a batch is o.unsqueeze(0)"
+        )
     letters, sizes = ("TBK" if o.ndim == 3 else "TK"), o.shape
     if time == "last":
         letters, sizes = letters[1:], sizes[1:]
+        if o.shape[0] > 1 and y.shape in (o.shape, o.shape[:-1]):
+            raise ValueError(
+                f"{function}: expected {symbol} without the time axis for time='last', got {tuple(y.shape)}; "
+                f"give the last step's targets alone, {symbol}[-1]"
+            )
     if ignore_index is None or y.ndim == len(letters):
         checks.shape(function, symbol, y, letters, sizes)
         y, counts = _probabilities(function, symbol, y, o, ignore_index), None
@@ -75,6 +85,6 @@ def _weights(o: Tensor, counts: Tensor | None, time: str, batch: str) -> Tensor:
     w = torch.ones_like(o[..., 0], dtype=dtype) if counts is None else counts.to(dtype)
     if time == "mean":
         w = w / w.sum(0).clamp(min=1)
-    if batch == "mean" and o.ndim == 3:
+    if batch == "mean":
         w = w / o.shape[1]
     return w

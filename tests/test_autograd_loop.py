@@ -105,9 +105,9 @@ def test_nothing_counts(way, time, device):
 @pytest.mark.parametrize("time", ["mean", "last"])
 @pytest.mark.parametrize("way", WAYS)
 def test_without_a_batch(way, time, tokens, kind, nonlinearity, device):
-    batched = make_problem(
-        GENERAL._replace(B=1), nonlinearity=nonlinearity, kind=kind, time=time, tokens=tokens, batch="mean"
-    ).to(device)
+    batched = make_problem(GENERAL._replace(B=1), nonlinearity=nonlinearity, kind=kind, time=time, tokens=tokens).to(
+        device
+    )
     single = Problem(
         batched.parameters,
         batched.x[:, 0],

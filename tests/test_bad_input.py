@@ -158,7 +158,7 @@ CROSS_ENTROPY: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]
     "y-shape": ({"y": CLASSES.t()}, ValueError, ("{y}", "(T, B) = (5, 3)", "(3, 5)")),
     "y-K": ({"y": zeros(5, 3, 5)}, ValueError, ("{y}", "(T, B, K) = (5, 3, 6)", "(5, 3, 5)")),
     "y-broadcast": ({"y": zeros(1, 3, 6)}, ValueError, ("{y}", "(T, B, K) = (5, 3, 6)", "(1, 3, 6)")),
-    "y-of-all-steps": ({"time": "last"}, ValueError, ("{y}", "(B, K) = (3, 6)", "(5, 3)")),
+    "y-of-all-steps": ({"time": "last"}, ValueError, ("{y}", "without the time axis", "(5, 3)", "{y}[-1]")),
     "y-last": ({"time": "last", "y": CLASSES[0, :2]}, ValueError, ("{y}", "(B,) = (3,)", "(2,)")),
     "y-int32": ({"y": CLASSES.int()}, TypeError, ("{y}", "torch.int64", "torch.int32")),
     "y-float-indices": ({"y": CLASSES.double()}, TypeError, ("{y}", "torch.int64", "torch.float64")),
@@ -178,7 +178,7 @@ SQUARED_ERROR: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]
     "y-shape": ({"y": zeros(5, 3, 5)}, ValueError, ("{y}", "(T, B, K) = (5, 3, 6)", "(5, 3, 5)")),
     "y-broadcast": ({"y": zeros(5, 3, 1)}, ValueError, ("{y}", "(T, B, K) = (5, 3, 6)", "(5, 3, 1)")),
     "y-indices": ({"y": CLASSES}, ValueError, ("{y}", "(T, B, K) = (5, 3, 6)", "(5, 3)")),
-    "y-last": ({"time": "last"}, ValueError, ("{y}", "(B, K) = (3, 6)", "(5, 3, 6)")),
+    "y-last": ({"time": "last"}, ValueError, ("{y}", "without the time axis", "(5, 3, 6)")),
     "y-integer": ({"y": zeros(5, 3, 6).long()}, TypeError, ("{y}", "torch.float64", "like o", "torch.int64")),
     "y-float32": ({"y": SOFT.float()}, TypeError, ("{y}", "torch.float64", "like o", "torch.float32")),
     "y-device": ({"y": SOFT.to("meta")}, ValueError, ("{y}", "device cpu", "like o", "meta")),
@@ -272,6 +272,8 @@ def test_the_good_arguments_are_good():
         ((4, 3, 2, "tanh", True, None, torch.int64), TypeError, "floating dtype, got torch.int64"),
         ((4, 3, 2, "tanh", True, None, torch.complex64), TypeError, "floating dtype, got torch.complex64"),
         ((4, 3, 2, "tanh", True, None, "float64"), TypeError, "got 'float64'"),
+        ((True, 3, 2), TypeError, "input_size to be an int, got bool"),
+        ((4, 3, 2, "tanh", "no"), TypeError, "bias to be a bool, got str"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
 )
@@ -537,3 +539,19 @@ def test_one_hot_of_another_integer_dtype_is_exact(device):
     for dtype in (torch.int64, torch.int32, torch.uint8, torch.int8, torch.bool):
         assert softmax_cross_entropy(SCORES.to(device), y.to(dtype)) == expected
     assert abs(expected - softmax_cross_entropy(SCORES.to(device), CLASSES.to(device))) < TOLERANCE[torch.float64] * 50
+
+
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, squared_error])
+def test_a_batch_that_is_read_as_time_is_refused_where_it_matters(loss):
+    o = torch.zeros(4, 3)
+    y = torch.zeros(4, dtype=torch.int64) if loss is softmax_cross_entropy else o
+    with pytest.raises(ValueError, match=re.escape("expected o of shape (T, B, K) for batch='mean', got (4, 3)")):
+        loss(o, y, batch="mean")
+
+
+@pytest.mark.parametrize("y", [torch.zeros(5, 3, dtype=torch.int64), torch.zeros(5, 3, 6)], ids=["indices", "soft"])
+def test_targets_of_every_step_with_the_last_step_alone(y):
+    with pytest.raises(ValueError, match=re.escape("without the time axis for time='last'")) as raised:
+        softmax_cross_entropy(torch.zeros(5, 3, 6), y, time="last")
+    assert "y[-1]" in str(raised.value)
+    assert softmax_cross_entropy(torch.zeros(5, 3, 6), y[-1], time="last") >= 0

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from manual_bptt.data import MissingPackageError
 
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="bptt", description="Back-propagation through time by hand, held against independent witnesses."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('manual-bptt')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     verify.add_parser(commands)
     options = parser.parse_args(arguments)

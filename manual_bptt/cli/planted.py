@@ -82,5 +82,5 @@ MISTAKES = (
     Mistake("h_t for h_{t-1} (B6)", frozenset({"W"}), recurrence, "recurrent_weight_gradient", _state_after),
     Mistake("db dropped (B5)", frozenset({"b"}), recurrence, "bias_gradient", _no_bias_gradient),
     Mistake("dW × 1.001 (B6)", frozenset({"W"}), recurrence, "recurrent_weight_gradient", _scaled),
-    Mistake("f' from a, not h (B4)", _THROUGH_TIME, eager, "backward", _slope_of_a, ("tanh", "sigmoid")),
+    Mistake("1 - a² for 1 - h² (B4)", _THROUGH_TIME, eager, "backward", _slope_of_a, ("tanh", "sigmoid")),
 )

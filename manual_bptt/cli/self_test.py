@@ -24,14 +24,15 @@ def self_test(
     """Plant each mistake in turn; caught means: every witness finds just the gradients that it makes wrong."""
     cases = [(problem, device, truths(problem, device)) for problem in problems for device in devices]
     names = list(cases[0][2])
-    table = Table(title="one mistake planted at a time", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    console.print("one mistake planted at a time", style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("planted", "wrong", "largest\nerror", *names):
         table.add_column(column)
     report["planted"] = []
     for mistake in (None, *planted.MISTAKES):
         label = "nothing" if mistake is None else mistake.name
         if mistake is not None and problems[0].options["nonlinearity"] not in mistake.nonlinearities:
-            table.add_row(label, "none: for this nonlinearity it is no mistake")
+            table.add_row(label, "no mistake here")
             continue
         with nullcontext() if mistake is None else mistake.planted():
             cells = [

@@ -42,7 +42,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--dtype", choices=(*DTYPES, "all"), default="all", help="default: all")
     parser.add_argument("--nonlinearity", choices=tuple(ACTIVATIONS), default="tanh", help="default: tanh")
     parser.add_argument("--batch", type=_whole(1, 256), default=8, metavar="B", help="number of names (default: 8)")
-    parser.add_argument("--hidden", type=_whole(1, 256), default=16, metavar="H", help="hidden units (default: 16)")
+    parser.add_argument(
+        "--hidden", type=_whole(1, 128), default=16, metavar="H", help="hidden units (default: 16; 128 take minutes)"
+    )
     parser.add_argument(
         "--longest",
         type=_whole(2, 100),
@@ -53,7 +55,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--seed", type=_whole(0, 2**63 - 1), default=0, help="for the names and the weights (default: 0)"
     )
-    parser.add_argument("--threads", type=_whole(1, 1024), metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", type=_whole(1, 256), metavar="N", help="CPU threads (default: torch's)")
     parser.add_argument("--no-timing", action="store_true", help="leave out the training-step times")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to FILE")
     parser.set_defaults(run=run)
