@@ -6,6 +6,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from manual_bptt.transforms import has_values
+
 Entry = TypeVar("Entry")
 
 TOKEN_DTYPES = (torch.int64, torch.int32)
@@ -68,10 +70,10 @@ def on_device(function: str, symbol: str, value: Tensor, like_symbol: str, like:
 def in_range(function: str, symbol: str, value: Tensor, size_name: str, size: int, also: str = "") -> None:
     """ValueError unless every index lies in 0 .. size-1.
 
-    Looked at on the CPU only: elsewhere it would make the host wait for the device, whose indexing kernels refuse
-    such an index themselves.
+    Looked at on the CPU only, and not under a transform: elsewhere it would make the host wait for the device, whose
+    indexing kernels refuse such an index themselves.
     """
-    if value.device.type != "cpu" or value.numel() == 0:
+    if value.numel() == 0 or not has_values(value):
         return
     low, high = (int(bound) for bound in torch.aminmax(value))
     if low >= 0 and high < size:

@@ -4,11 +4,13 @@ import torch
 from torch import Tensor
 
 from manual_bptt import checks
-from manual_bptt.activations import ACTIVATIONS
-from manual_bptt.losses import SoftmaxCrossEntropy, SquaredError
-from manual_bptt.readout import Readout
+from manual_bptt.activations import ACTIVATIONS, Activation
+from manual_bptt.compiled import CompiledRecurrence
+from manual_bptt.losses import DualSoftmaxCrossEntropy, DualSquaredError, SoftmaxCrossEntropy, SquaredError
+from manual_bptt.readout import DualReadout, Readout
 from manual_bptt.recurrence import Recurrence, states
 from manual_bptt.targets import weighted_targets
+from manual_bptt.transforms import watched
 
 
 def rnn(
@@ -42,15 +44,26 @@ def rnn(
         RuntimeError: Autocast is on.
 
     Gradients: x (not for tokens), h0, U, W, b, by B3-B8.
-    Double backward: yes, to any order; the second backward runs a loop of differentiable operators.
+    Double backward: yes, to any order; the second backward runs a loop of differentiable operators. Forward mode T1 T2,
+    torch.func and torch.compile(fullgraph=True) work too.
     Memory kept until backward: x, h0, U, W and h.
     Source: docs/derivation.md, F1 F2 and B3-B8.
     """
     activation = checks.choice("rnn", "nonlinearity", nonlinearity, ACTIVATIONS)
     x, h0, batched = recurrence_arguments("rnn", x, h0, U, W, b)
-    forward = Recurrence.apply if torch.is_grad_enabled() else states  # apply costs as much as ten small steps
-    h = forward(x, h0, U, W, b, activation)
+    h = run(x, h0, U, W, b, activation)
     return h if batched else h.squeeze(1)
+
+
+def run(x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, activation: Activation) -> Tensor:
+    """Run a recurrence whose arguments have been checked, with as much of autograd as is asked for."""
+    if torch.compiler.is_compiling():
+        h: Tensor = CompiledRecurrence.apply(x, h0, U, W, b, activation)  # type: ignore[no-untyped-call]
+    elif torch.is_grad_enabled() or watched(x, h0, U, W):
+        h = Recurrence.apply(x, h0, U, W, b, activation)  # type: ignore[no-untyped-call]
+    else:  # apply costs as much as ten small steps
+        h = states(x, h0, U, W, b, activation)
+    return h
 
 
 def recurrence_arguments(
@@ -135,10 +148,11 @@ def readout(h: Tensor, V: Tensor, c: Tensor | None = None) -> Tensor:
     Source: docs/derivation.md, F3 and B2.
     """
     readout_arguments("readout", h, V, c)
+    linear = Readout if torch.compiler.is_compiling() else DualReadout
     if h.ndim == 1:
-        o: Tensor = Readout.apply(h.unsqueeze(0), V, c).squeeze(0)  # type: ignore[no-untyped-call]
+        o: Tensor = linear.apply(h.unsqueeze(0), V, c).squeeze(0)  # type: ignore[no-untyped-call]
     else:
-        o = Readout.apply(h, V, c)  # type: ignore[no-untyped-call]
+        o = linear.apply(h, V, c)  # type: ignore[no-untyped-call]
     return o
 
 
@@ -192,7 +206,8 @@ def softmax_cross_entropy(
     checks.integer("softmax_cross_entropy", "ignore_index", ignore_index)
     used, y, w = weighted_targets("softmax_cross_entropy", "y", o, y, time, batch, ignore_index)
     loss: Tensor
-    loss, _ = SoftmaxCrossEntropy.apply(used, y, w)  # type: ignore[no-untyped-call]
+    function = SoftmaxCrossEntropy if torch.compiler.is_compiling() else DualSoftmaxCrossEntropy
+    loss, _ = function.apply(used, y, w)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -220,5 +235,6 @@ def squared_error(o: Tensor, y: Tensor, *, time: str = "sum", batch: str = "sum"
     Source: docs/derivation.md, F4 F5 and B1.
     """
     used, y, w = weighted_targets("squared_error", "y", o, y, time, batch, None)
-    loss: Tensor = SquaredError.apply(used, y, w)  # type: ignore[no-untyped-call]
+    function = SquaredError if torch.compiler.is_compiling() else DualSquaredError
+    loss: Tensor = function.apply(used, y, w)  # type: ignore[no-untyped-call]
     return loss

@@ -61,8 +61,15 @@ def squared_error_output_gradient(y_hat: Tensor, y: Tensor, w: Tensor) -> Tensor
     return w.unsqueeze(-1) * (y_hat - y)
 
 
+def along(gradient: Tensor, moved: Tensor | None) -> Tensor:
+    """How far L moves when what the gradient belongs to moves along a tangent (None: not at all)."""
+    return gradient.new_zeros(()) if moved is None else (gradient * moved).sum()
+
+
 class SoftmaxCrossEntropy(Function):
     """F4 F5 with the backward B1. Kept until backward: ln ŷ, y and w."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(o: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,8 +101,31 @@ class SoftmaxCrossEntropy(Function):
         return do, dy, None
 
 
+class DualSoftmaxCrossEntropy(SoftmaxCrossEntropy):
+    """SoftmaxCrossEntropy with forward mode, which torch.compile does not follow."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        """Keep what backward and the forward mode read."""
+        SoftmaxCrossEntropy.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(output[1], *inputs[1:])
+
+    @staticmethod
+    def jvp(ctx: Any, o_moved: Tensor | None, y_moved: Tensor | None, _: None) -> tuple[Tensor, Tensor]:
+        """The tangents of L, each gradient against what moved, and of ln ŷ."""
+        log_y_hat, y, w = ctx.saved_tensors
+        L_moved = along(cross_entropy_target_gradient(log_y_hat, w), y_moved)
+        if o_moved is None:
+            return L_moved.to(ctx.dtype), torch.zeros_like(log_y_hat)
+        L_moved = L_moved + along(cross_entropy_output_gradient(log_y_hat, y, w), o_moved)
+        log_moved = o_moved - (log_y_hat.exp() * o_moved).sum(-1, keepdim=True)
+        return L_moved.to(ctx.dtype), log_moved.to(log_y_hat.dtype)
+
+
 class SquaredError(Function):
     """F5 with the identity output, and B1. Kept until backward: o, y and w."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(o: Tensor, y: Tensor, w: Tensor) -> Tensor:
@@ -114,3 +144,20 @@ class SquaredError(Function):
         need_do, need_dy, _ = ctx.needs_input_grad
         do = squared_error_output_gradient(identity(o, w), y, dL * w).to(o.dtype)
         return (do if need_do else None, -do if need_dy else None, None)
+
+
+class DualSquaredError(SquaredError):
+    """SquaredError with forward mode, which torch.compile does not follow."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep what backward and the forward mode read."""
+        SquaredError.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, o_moved: Tensor | None, y_moved: Tensor | None, _: None) -> Tensor:
+        """The tangent of L: each gradient against what moved."""
+        o, y, w = ctx.saved_tensors
+        do = squared_error_output_gradient(identity(o, w), y, w)
+        return (along(do, o_moved) - along(do, y_moved)).to(o.dtype)

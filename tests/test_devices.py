@@ -120,7 +120,7 @@ def test_second_derivatives_on_meta():
     assert W.grad.shape == W.shape
 
 
-@pytest.mark.parametrize("where", ["forward", "backward", "differentiable_backward", "_weights"])
+@pytest.mark.parametrize("where", ["forward", "backward", "functional_backward", "_weights"])
 def test_the_watch_sees_a_tensor_made_on_the_cpu(where, monkeypatch):
     """A test of this file: one constant on the CPU, in the forward or in the backward pass."""
     owner = targets if where == "_weights" else eager
@@ -132,7 +132,7 @@ def test_the_watch_sees_a_tensor_made_on_the_cpu(where, monkeypatch):
 
     monkeypatch.setattr(owner, where, planted)
     with pytest.raises(AssertionError, match=r"made on the CPU by .*ones"):
-        on_meta(make_problem(), "create_graph" if where == "differentiable_backward" else "functions")
+        on_meta(make_problem(), "create_graph" if where == "functional_backward" else "functions")
 
 
 @pytest.mark.parametrize("make", [lambda: torch.tensor(1.0), lambda: torch.arange(3), lambda: torch.empty(2)])

@@ -20,13 +20,13 @@ DERIVATION = ROOT / "docs" / "derivation.md"
 PACKAGE = ROOT / "manual_bptt"
 SLIPS = ROOT / "tests" / "test_source_slips.py"
 
-LABELS = {f"F{i}" for i in range(1, 6)} | {f"B{i}" for i in range(1, 9)}
+LABELS = {f"F{i}" for i in range(1, 6)} | {f"B{i}" for i in range(1, 9)} | {f"T{i}" for i in range(1, 4)}
 SLIPS_HEADING = "## Slips in the source documents"
 
 
 def defined_labels(markdown: str) -> Counter[str]:
     """How often each label is defined: a definition is the bold label at the start of a line."""
-    return Counter(re.findall(r"^\*\*([FB]\d+)\*\*", markdown, flags=re.MULTILINE))
+    return Counter(re.findall(r"^\*\*([FBT]\d+)\*\*", markdown, flags=re.MULTILINE))
 
 
 def quoted_labels(source: str) -> set[str]:
@@ -34,7 +34,7 @@ def quoted_labels(source: str) -> set[str]:
     quoted: set[str] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type in (tokenize.COMMENT, tokenize.STRING):
-            quoted.update(re.findall(r"\b[FB]\d+\b", token.string))
+            quoted.update(re.findall(r"\b[FBT]\d+\b", token.string))
     return quoted
 
 

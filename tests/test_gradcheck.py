@@ -154,16 +154,16 @@ def test_gradient_penalty_of_the_loss_reaches_every_parameter(device):
     assert_all_close(penalty(True), penalty(False), EXACT)
 
 
-def test_the_differentiable_backward_is_taken_only_for_create_graph(monkeypatch, device):
+def test_the_functional_backward_is_taken_only_for_create_graph(monkeypatch, device):
     eager = import_module("manual_bptt.kernels.eager")
     calls: Counter[str] = Counter()
-    for name in ("backward", "differentiable_backward"):
+    for name in ("backward", "functional_backward"):
         count(monkeypatch, eager, name, calls)
     problem = make_problem().to(device)
     by_functions(problem)
     assert calls == {"backward": 1}
     by_functions(problem, create_graph=True)
-    assert calls == {"backward": 1, "differentiable_backward": 1}
+    assert calls == {"backward": 1, "functional_backward": 1}
 
 
 def count(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: Counter[str]) -> None:

@@ -179,7 +179,7 @@ def h0_forgotten(right: Any, a: Tensor, h0: Tensor, W: Tensor, activation: Any) 
     return right(a, torch.zeros_like(h0), W, activation)
 
 
-KERNEL = ((eager, "backward"), (eager, "differentiable_backward"))
+KERNEL = ((eager, "backward"), (eager, "functional_backward"))
 THROUGH_TIME = INTO | {"da", "dh"}
 IN_READOUT_AND_NETWORK = (readout, network)
 SOFTMAX_GRADIENT = ((losses, "cross_entropy_output_gradient"),)
@@ -308,11 +308,11 @@ def test_gradcheck_reports_it(mistake, monkeypatch):
         gradcheck(rnn, tuple(named.values()), atol=1e-8, rtol=1e-6)
 
 
-def test_a_wrong_differentiable_backward_is_seen_by_the_witnesses_though_not_by_gradgradcheck(monkeypatch):
+def test_a_wrong_functional_backward_is_seen_by_the_witnesses_though_not_by_gradgradcheck(monkeypatch):
     """Only the slope of what it returns is checked there: this is why "create_graph" is a way of its own above."""
     problem = make_problem(GENERAL._replace(T=4, B=2))
     named = leaves({name: problem.tensors()[name] for name in ("x", "h0", "U", "W", "b")})
-    monkeypatch.setattr(eager, "differentiable_backward", partial(without_carry, None))
+    monkeypatch.setattr(eager, "functional_backward", partial(without_carry, None))
     assert gradcheck(rnn, tuple(named.values()), atol=1e-8, rtol=1e-6)
     assert gradgradcheck(rnn, tuple(named.values()), atol=1e-8, rtol=1e-6)
     truth = truth_of(problem)

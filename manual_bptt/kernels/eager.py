@@ -29,6 +29,20 @@ def forward(a: Tensor, h0: Tensor, W: Tensor, activation: Activation) -> Tensor:
     return a
 
 
+def functional_forward(a: Tensor, h0: Tensor, W: Tensor, activation: Activation) -> Tensor:
+    """Compute what `forward` computes and leave a as it is, so that it can be batched.
+
+    Args and returns: as `forward`, but in new storage.
+    """
+    W_transposed = W.t()
+    h = h0
+    steps = []
+    for a_t in a.unbind(0):
+        h = activation.apply_(torch.addmm(a_t, h, W_transposed))  # F1 F2
+        steps.append(h)
+    return torch.stack(steps)
+
+
 def backward(dh: Tensor, h: Tensor, W: Tensor, activation: Activation) -> Tensor:
     """Run B3 and B4 back through time.
 
@@ -51,8 +65,8 @@ def backward(dh: Tensor, h: Tensor, W: Tensor, activation: Activation) -> Tensor
     return da
 
 
-def differentiable_backward(dh: Tensor, h: Tensor, W: Tensor, activation: Activation) -> Tensor:
-    """Compute what `backward` computes with nothing written in place, so that it can be differentiated again.
+def functional_backward(dh: Tensor, h: Tensor, W: Tensor, activation: Activation) -> Tensor:
+    """Compute what `backward` computes with nothing written in place: it can be differentiated again and batched.
 
     Args and returns: as `backward`.
     """
@@ -64,3 +78,25 @@ def differentiable_backward(dh: Tensor, h: Tensor, W: Tensor, activation: Activa
         da_t = activation.times(slope[t], dh_t)  # B4
         steps.append(da_t)
     return torch.stack(steps[::-1])
+
+
+def tangent(linear: Tensor, h0: Tensor, slope: Tensor, W: Tensor, activation: Activation) -> Tensor:
+    """Run T1 and T2 through time, with nothing written in place.
+
+    Args:
+        linear: (T, B, H), the tangent of a_t but for the part that comes through h_{t-1}.
+        h0: (B, H), the tangent of h_0.
+        slope: (T, B, H), f'(a_t).
+        W: (H, H).
+        activation: Entry of ACTIVATIONS.
+
+    Returns:
+        The tangents of the states, (T, B, H).
+    """
+    W_transposed = W.t()
+    h = h0
+    steps = []
+    for linear_t, slope_t in zip(linear.unbind(0), slope.unbind(0), strict=True):
+        h = activation.times(slope_t, torch.addmm(linear_t, h, W_transposed))  # T1 T2
+        steps.append(h)
+    return torch.stack(steps)

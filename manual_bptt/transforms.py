@@ -1,0 +1,35 @@
+"""Whether somebody looks at every operator: vmap, forward mode or a tracer. Kernels must not write in place then.
+
+PyTorch has no public question for some of these; every private name that the package uses stands here.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_BATCHED = torch._C._dispatch_key_parse("Batched")  # a gradient under autograd.grad(..., is_grads_batched=True)
+_PROXY = torch._C._TorchDispatchModeKey.PROXY  # make_fx, and torch.func.linearize by it
+
+
+def watched(first: Tensor, *others: Tensor) -> bool:
+    """Whether a transform of torch.func, a tracer, batched gradients or forward mode need operators out of place.
+
+    Args:
+        first: The gradient from above in a backward pass: batched gradients come down with it.
+        others: What else the kernel reads.
+    """
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._get_dispatch_mode(_PROXY) is not None
+        or torch._C._dispatch_keys(first).has(_BATCHED)
+        or (forward_ad._current_level >= 0 and any(map(_has_tangent, (first, *others))))
+    )
+
+
+def _has_tangent(value: Tensor) -> bool:
+    return forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def has_values(value: Tensor) -> bool:
+    """Whether the entries of a tensor can be looked at without making anybody wait or breaking a transform."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling() and not watched(value)

@@ -1,0 +1,100 @@
+"""torch.compile and torch.export of the recurrence, the readout and the losses.
+
+Would catch a graph break, a graph that grows with T or is made anew for every T, a fake implementation of a kernel
+with another shape or dtype, and compiled numbers that differ from those of the same code run as it is.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from problems import NONLINEARITIES, seeded
+from torch import Tensor
+from torch.fx import GraphModule
+
+from manual_bptt import ElmanNetwork, softmax_cross_entropy, squared_error
+from manual_bptt.compiled import backward_kernel, forward_kernel
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning"
+)  # torch's own, on tracing
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def network(nonlinearity: str = "tanh", bias: bool = True) -> ElmanNetwork:
+    torch.manual_seed(0)
+    return ElmanNetwork(4, 6, 3, nonlinearity, bias, dtype=torch.float64)
+
+
+def batch(T: int, B: int = 2) -> tuple[Tensor, Tensor]:
+    generator = seeded(T)
+    return torch.randn(T, B, 4, dtype=torch.float64, generator=generator), torch.randint(3, (T, B), generator=generator)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+def test_a_training_step_compiles_whole(nonlinearity, bias):
+    model = network(nonlinearity, bias)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        o, _ = model(x)
+        return softmax_cross_entropy(o, y, time="mean") + squared_error(o, o.detach() + 1)
+
+    x, y = batch(7)
+    values, gradients = [], []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        x.grad = None
+        x.requires_grad_()
+        value = function(x, y)
+        value.backward()
+        values.append(value.detach())
+        gradients.append([x.grad, *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(values[1], values[0], rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_one_graph_for_many_lengths_and_none_that_grows():
+    model, sizes = network(), []
+
+    def backend(graph: GraphModule, _: list[Tensor]) -> GraphModule:
+        sizes.append(len(graph.graph.nodes))
+        return graph
+
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    for T in (5, 9, 60, 200, 17):
+        x, _ = batch(T)
+        torch.testing.assert_close(compiled(x)[0], model(x)[0], rtol=1e-12, atol=1e-12)
+    assert len(sizes) <= 2, "the first length, then any"
+    assert max(sizes) < 60
+
+
+def test_inference_and_tokens_compile_whole():
+    model = network()
+    tokens = torch.randint(4, (7, 2), generator=seeded(1))
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(tokens)[0], model(tokens)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_export_with_any_length_and_batch():
+    model = network()
+    T, B = torch.export.Dim("T", min=2), torch.export.Dim("B", min=2)
+    exported = torch.export.export(model, (batch(5, 3)[0],), dynamic_shapes={"x": {0: T, 1: B}})
+    for steps, rows in ((11, 4), (2, 2), (40, 7)):
+        x, _ = batch(steps, rows)
+        torch.testing.assert_close(exported.module()(x)[0], model(x)[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", [forward_kernel, backward_kernel], ids=["forward", "backward"])
+def test_the_operators_keep_their_word(kernel):
+    a, W = torch.randn(4, 2, 3), torch.randn(3, 3)
+    second = torch.randn(2, 3) if kernel is forward_kernel else torch.rand(4, 2, 3)
+    torch.library.opcheck(kernel, (a, second, W, "tanh"))
