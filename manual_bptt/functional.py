@@ -46,7 +46,7 @@ def rnn(
     Gradients: x (not for tokens), h0, U, W, b, by B3-B8.
     Double backward: yes, to any order; the second backward runs a loop of differentiable operators. Forward mode T1 T2,
     torch.func and torch.compile(fullgraph=True) work too.
-    Memory kept until backward: x, h0, U, W and h.
+    Memory kept until backward: W, h, and where a gradient needs them x (dU), h0 (dW) and U (dx).
     Source: docs/derivation.md, F1 F2 and B3-B8.
     """
     activation = checks.choice("rnn", "nonlinearity", nonlinearity, ACTIVATIONS)
