@@ -44,8 +44,8 @@ def rnn(
         RuntimeError: Autocast is on.
 
     Gradients: x (not for tokens), h0, U, W, b, by B3-B8.
-    Double backward: yes, to any order; the second backward runs a loop of differentiable operators. Forward mode T1 T2,
-    torch.func and torch.compile(fullgraph=True) work too.
+    Double backward: yes, to any order; the second backward runs a loop of differentiable operators. Forward mode T1 T2
+    and torch.func work too; so does torch.compile(fullgraph=True), but for the double backward, which torch refuses there.
     Memory kept until backward: W, h, and where a gradient needs them x (dU), h0 (dW) and U (dx).
     Source: docs/derivation.md, F1 F2 and B3-B8.
     """
@@ -195,8 +195,8 @@ def softmax_cross_entropy(
 
     Raises:
         TypeError: An argument is no tensor or has another dtype.
-        ValueError: Wrong option, shape or device, T = 0, or a class index outside 0 .. K-1 (looked at on the CPU
-            only; elsewhere the device refuses it).
+        ValueError: Wrong option, shape or device, T = 0, batch="mean" without a batch, or a class index outside
+            0 .. K-1 (looked at on the CPU only; elsewhere the device refuses it).
 
     Gradients: o by B1, and y where it holds probabilities.
     Double backward: yes, to any order.
@@ -227,7 +227,7 @@ def squared_error(o: Tensor, y: Tensor, *, time: str = "sum", batch: str = "sum"
 
     Raises:
         TypeError: An argument is no tensor or has another dtype.
-        ValueError: Wrong option, shape or device, or T = 0.
+        ValueError: Wrong option, shape or device, T = 0, or batch="mean" without a batch.
 
     Gradients: o by B1, and y.
     Double backward: yes, to any order.

@@ -1,4 +1,4 @@
-"""The recurrence and its back-propagation through time, by hand: F1 F2 forward, B3-B8 backward. Read this file first.
+"""The recurrence and its back-propagation through time, by hand: F1 F2, B3-B8, and forward mode T1 T2. Read it first.
 
 The equations (docs/derivation.md) are in column form; the code keeps vectors as rows, so `W h` is `h @ W.T` and
 `Wᵀ δ` is `δ @ W`. `dX` is dL/dX and has X's shape. Only F1/F2's W h_{t-1} and B3/B4 are sequential: the two

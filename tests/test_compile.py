@@ -12,7 +12,7 @@ from problems import NONLINEARITIES, seeded
 from torch import Tensor
 from torch.fx import GraphModule
 
-from manual_bptt import ElmanNetwork, softmax_cross_entropy, squared_error
+from manual_bptt import ElmanNetwork, rnn, softmax_cross_entropy, squared_error
 from manual_bptt.compiled import backward_kernel, forward_kernel
 
 pytestmark = pytest.mark.filterwarnings(
@@ -98,3 +98,14 @@ def test_the_operators_keep_their_word(kernel):
     a, W = torch.randn(4, 2, 3), torch.randn(3, 3)
     second = torch.randn(2, 3) if kernel is forward_kernel else torch.rand(4, 2, 3)
     torch.library.opcheck(kernel, (a, second, W, "tanh"))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_second_backward_is_refused_and_not_half_computed(backend):
+    x, _ = batch(5)
+    W = torch.randn(6, 6, dtype=torch.float64, generator=seeded(2)).requires_grad_()
+    U = torch.randn(6, 4, dtype=torch.float64, generator=seeded(3))
+    compiled = torch.compile(lambda W: rnn(x, None, U, W).square().sum(), fullgraph=True, backend=backend)
+    (dW,) = torch.autograd.grad(compiled(W), W, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"does not require grad|does not currently support double backward"):
+        torch.autograd.grad(dW.square().sum(), W)

@@ -1,1 +1,1 @@
-"""How the sequential steps are run: one module per way, each with the same two functions, forward and backward."""
+"""How the sequential steps are run: one module per way, each with a forward and a backward."""

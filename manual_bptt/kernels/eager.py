@@ -1,6 +1,7 @@
 """The sequential steps as torch operators: readable, for any device and dtype. Knows arrays, not autograd.
 
-Rows: vectors are rows here, so `W h` of the equations is `h @ W.T` and `Wᵀ δ` is `δ @ W`.
+Vectors are rows, as recurrence.py says. `forward` and `backward` are the fast ones; the functional ones write nothing
+in place.
 """
 
 import torch
