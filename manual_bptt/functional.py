@@ -45,7 +45,7 @@ def rnn(
 
     Gradients: x (not for tokens), h0, U, W, b, by B3-B8.
     Double backward: yes, to any order; the second backward runs a loop of differentiable operators. Forward mode T1 T2
-    and torch.func work too; so does torch.compile(fullgraph=True), but for the double backward, which torch refuses there.
+    and torch.func work too, and torch.compile(fullgraph=True) but for the double backward, which torch refuses there.
     Memory kept until backward: W, h, and where a gradient needs them x (dU), h0 (dW) and U (dx).
     Source: docs/derivation.md, F1 F2 and B3-B8.
     """
