@@ -1,13 +1,23 @@
 """Back-propagation through time for vanilla recurrent networks, written out by hand. Public names, nothing else."""
 
+from manual_bptt.conversion import convert, restore
 from manual_bptt.functional import readout, rnn, softmax_cross_entropy, squared_error
+from manual_bptt.modules import RNN, RNNCell
 from manual_bptt.network import BPTTResult, ElmanNetwork, bptt
+from manual_bptt.recording import GradientRecord, StateGradients, record_gradients
 
 __all__ = [
+    "RNN",
     "BPTTResult",
     "ElmanNetwork",
+    "GradientRecord",
+    "RNNCell",
+    "StateGradients",
     "bptt",
+    "convert",
     "readout",
+    "record_gradients",
+    "restore",
     "rnn",
     "softmax_cross_entropy",
     "squared_error",

@@ -17,12 +17,14 @@ class Activation:
         apply_: F2, h = f(a), in place: overwrites a with h and returns it.
         slope: f'(a) computed from h = f(a) alone, so that a need not be kept; out of place, same shape as h.
         times: B4, (slope, dh, *, out=None) -> slope ⊙ dh.
+        holomorphic: Whether f is one for complex numbers too.
     """
 
     name: str
     apply_: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
     times: Callable[..., Tensor] = torch.mul
+    holomorphic: bool = True
 
 
 _threshold: Any = torch.ops.aten.threshold_backward
@@ -56,7 +58,7 @@ ACTIVATIONS = {
     for entry in (
         Activation("tanh", torch.tanh_, _tanh_slope),
         Activation("sigmoid", torch.sigmoid_, _sigmoid_slope),
-        Activation("relu", torch.relu_, _relu_slope, _select),
+        Activation("relu", torch.relu_, _relu_slope, _select, holomorphic=False),
         Activation("identity", _identity_, torch.ones_like),
     )
 }

@@ -41,6 +41,14 @@ def floating(function: str, symbol: str, value: object) -> None:
         raise TypeError(f"{function}: expected {symbol} of a floating dtype, got {value.dtype}")
 
 
+def number(function: str, symbol: str, value: object) -> None:
+    """TypeError unless value is a floating-point or complex tensor."""
+    tensor(function, symbol, value)
+    assert isinstance(value, Tensor)
+    if not (value.is_floating_point() or value.is_complex()):
+        raise TypeError(f"{function}: expected {symbol} of a floating or complex dtype, got {value.dtype}")
+
+
 def shape(function: str, symbol: str, value: Tensor, letters: str, sizes: Iterable[int]) -> None:
     """ValueError unless value has the given sizes; letters are their names, as "BH" for (B, H)."""
     expected = tuple(sizes)
@@ -67,8 +75,8 @@ def on_device(function: str, symbol: str, value: Tensor, like_symbol: str, like:
         )
 
 
-def in_range(function: str, symbol: str, value: Tensor, size_name: str, size: int, also: str = "") -> None:
-    """ValueError unless every index lies in 0 .. size-1.
+def in_range(function: str, symbol: str, value: Tensor, limit_name: str, limit: int, also: str = "") -> None:
+    """ValueError unless every entry lies in 0 .. limit.
 
     Looked at on the CPU only, and not under a transform: elsewhere it would make the host wait for the device, whose
     indexing kernels refuse such an index themselves.
@@ -76,12 +84,12 @@ def in_range(function: str, symbol: str, value: Tensor, size_name: str, size: in
     if value.numel() == 0 or not has_values(value):
         return
     low, high = (int(bound) for bound in torch.aminmax(value))
-    if low >= 0 and high < size:
+    if low >= 0 and high <= limit:
         return
     bad = low if low < 0 else high
     place = tuple((value == bad).nonzero()[0].tolist())
     raise ValueError(
-        f"{function}: expected {symbol} between 0 and {size_name}-1 = {size - 1}{also}, got {bad} at index {place}"
+        f"{function}: expected {symbol} between 0 and {limit_name} = {limit}{also}, got {bad} at index {place}"
     )
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manual_bptt import recurrence
-from manual_bptt.activations import ACTIVATIONS, Activation
+from manual_bptt.activations import ACTIVATIONS
 from manual_bptt.kernels import eager
+from manual_bptt.recurrence import Settings
 
 
 @torch.library.custom_op("manual_bptt::forward", mutates_args=())
@@ -37,13 +38,15 @@ def _(dh: Tensor, h: Tensor, W: Tensor, nonlinearity: str) -> Tensor:
 
 
 class CompiledRecurrence(Function):
-    """F1 F2 with the backward B3-B8. Kept until backward: as Recurrence."""
+    """F1 F2 with the backward B3-B8, for sequences in the layout (T, B, D). Kept until backward: as Recurrence."""
 
     @staticmethod
-    def forward(x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, activation: Activation) -> Tensor:
+    def forward(
+        x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, ended: Tensor | None, settings: Settings
+    ) -> Tensor:
         """States h (T, B, H)."""
-        h: Tensor = forward_kernel(recurrence.input_part(x, U, b), h0, W, activation.name)
-        return h
+        h: Tensor = forward_kernel(recurrence.input_part(x, U, b), h0, W, settings.activation.name)
+        return h if ended is None else h.masked_fill(ended, 0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -53,6 +56,7 @@ class CompiledRecurrence(Function):
     @staticmethod
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
         """One gradient per input of forward, each computed only where somebody asked for it."""
-        x, h0, U, W, h = ctx.saved_tensors
-        da = backward_kernel(dh, h, W, ctx.activation.name)
-        return recurrence.gradients(da, x, h0, U, W, h, ctx.D, ctx.needs_input_grad)
+        x, h0, U, W, ended, h = ctx.saved_tensors
+        outside = dh if ended is None else dh.masked_fill(ended, 0)
+        da = backward_kernel(outside, h.conj(), W.conj(), ctx.settings.activation.name)
+        return recurrence.gradients(da, x, h0, U, W, h, ctx.D, None, ctx.needs_input_grad)

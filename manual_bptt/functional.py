@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from manual_bptt import checks
-from manual_bptt.activations import ACTIVATIONS, Activation
+from manual_bptt.activations import ACTIVATIONS
 from manual_bptt.compiled import CompiledRecurrence
 from manual_bptt.losses import DualSoftmaxCrossEntropy, DualSquaredError, SoftmaxCrossEntropy, SquaredError
 from manual_bptt.readout import DualReadout, Readout
-from manual_bptt.recurrence import Recurrence, states
+from manual_bptt.recurrence import Recurrence, Settings, are_tokens, states
 from manual_bptt.targets import weighted_targets
-from manual_bptt.transforms import watched
+from manual_bptt.transforms import apply, is_tracing, watched
 
 
 def rnn(
@@ -30,7 +30,8 @@ def rnn(
             of dtype int64 or int32 in 0 .. D-1: the same as one-hot vectors, which are never built.
         h0: State before the first step, (B, H), or (H,) without a batch. None: zeros.
         U: Input-to-hidden weights (H, D).
-        W: Hidden-to-hidden weights (H, H). Any real floating dtype; everything else has the same, and its device.
+        W: Hidden-to-hidden weights (H, H). Any floating or complex dtype (relu: floating); everything else has
+            the same, and its device.
         b: Bias (H,), or None.
         nonlinearity: "tanh", "sigmoid", "relu" or "identity".
 
@@ -50,19 +51,25 @@ def rnn(
     Source: docs/derivation.md, F1 F2 and B3-B8.
     """
     activation = checks.choice("rnn", "nonlinearity", nonlinearity, ACTIVATIONS)
+    if not activation.holomorphic:
+        checks.floating("rnn", "W", W)
     x, h0, batched = recurrence_arguments("rnn", x, h0, U, W, b)
-    h = run(x, h0, U, W, b, activation)
+    h = run(x, h0, U, W, b, Settings(activation))
     return h if batched else h.squeeze(1)
 
 
-def run(x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, activation: Activation) -> Tensor:
+def run(
+    x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, settings: Settings, ended: Tensor | None = None
+) -> Tensor:
     """Run a recurrence whose arguments have been checked, with as much of autograd as is asked for."""
     if torch.compiler.is_compiling():
-        h: Tensor = CompiledRecurrence.apply(x, h0, U, W, b, activation)  # type: ignore[no-untyped-call]
+        h: Tensor = CompiledRecurrence.apply(x, h0, U, W, b, ended, settings)  # type: ignore[no-untyped-call]
+    elif is_tracing():  # into torch's own operators, which can be saved
+        h = states(x, h0, U, W, b, ended, settings)
     elif torch.is_grad_enabled() or watched(x, h0, U, W):
-        h = Recurrence.apply(x, h0, U, W, b, activation)  # type: ignore[no-untyped-call]
-    else:  # apply costs as much as ten small steps
-        h = states(x, h0, U, W, b, activation)
+        h = apply(Recurrence, x, h0, U, W, b, ended, settings)
+    else:  # apply costs as much as several small steps
+        h = states(x, h0, U, W, b, ended, settings)
     return h
 
 
@@ -74,17 +81,17 @@ def recurrence_arguments(
     Raises:
         TypeError, ValueError: As `rnn` says, in the name of function.
     """
-    checks.floating(function, "W", W)
+    checks.number(function, "W", W)
     checks.no_autocast(function, W.device)
     if W.ndim != 2 or W.shape[0] != W.shape[1] or W.shape[0] == 0:
         raise ValueError(f"{function}: expected W of shape (H, H) with H > 0, got {tuple(W.shape)}")
     H = W.shape[0]
-    checks.floating(function, "U", U)
+    checks.number(function, "U", U)
     if U.ndim != 2 or U.shape[0] != H or U.shape[1] == 0:
         raise ValueError(f"{function}: expected U of shape (H, D) = ({H}, D) with D > 0, got {tuple(U.shape)}")
     checks.alike(function, "U", U, "W", W)
     if b is not None:
-        checks.floating(function, "b", b)
+        checks.number(function, "b", b)
         checks.shape(function, "b", b, "H", (H,))
         checks.alike(function, "b", b, "W", W)
     batched = _check_input(function, x, U)
@@ -92,7 +99,7 @@ def recurrence_arguments(
         x = x.unsqueeze(1)
     if h0 is None:
         return x, W.new_zeros(x.shape[1], H), batched
-    checks.floating(function, "h0", h0)
+    checks.number(function, "h0", h0)
     if batched:
         checks.shape(function, "h0", h0, "BH", (x.shape[1], H))
     else:
@@ -106,7 +113,7 @@ def _check_input(function: str, x: Tensor, U: Tensor) -> bool:
     """Check x against U (H, D) and tell whether it is batched."""
     checks.tensor(function, "x", x)
     D = U.shape[1]
-    vectors = x.is_floating_point()
+    vectors = not are_tokens(x)
     if not vectors and x.dtype not in checks.TOKEN_DTYPES:
         raise TypeError(
             f"{function}: expected x of dtype {U.dtype} like U, or tokens of dtype torch.int64 or torch.int32, "
@@ -122,7 +129,7 @@ def _check_input(function: str, x: Tensor, U: Tensor) -> bool:
         checks.alike(function, "x", x, "U", U)
     else:
         checks.on_device(function, "x", x, "U", U)
-        checks.in_range(function, "tokens x", x, "D", D)
+        checks.in_range(function, "tokens x", x, "D-1", D - 1)
     return len(steps) == 2
 
 
@@ -148,12 +155,12 @@ def readout(h: Tensor, V: Tensor, c: Tensor | None = None) -> Tensor:
     Source: docs/derivation.md, F3 and B2.
     """
     readout_arguments("readout", h, V, c)
-    linear = Readout if torch.compiler.is_compiling() else DualReadout
-    if h.ndim == 1:
-        o: Tensor = linear.apply(h.unsqueeze(0), V, c).squeeze(0)  # type: ignore[no-untyped-call]
+    batched = h if h.ndim > 1 else h.unsqueeze(0)
+    if torch.compiler.is_compiling():
+        o: Tensor = Readout.apply(batched, V, c)  # type: ignore[no-untyped-call]
     else:
-        o = linear.apply(h, V, c)  # type: ignore[no-untyped-call]
-    return o
+        o = apply(DualReadout, batched, V, c)
+    return o if h.ndim > 1 else o.squeeze(0)
 
 
 def readout_arguments(function: str, h: Tensor, V: Tensor, c: Tensor | None) -> None:
@@ -206,8 +213,10 @@ def softmax_cross_entropy(
     checks.integer("softmax_cross_entropy", "ignore_index", ignore_index)
     used, y, w = weighted_targets("softmax_cross_entropy", "y", o, y, time, batch, ignore_index)
     loss: Tensor
-    function = SoftmaxCrossEntropy if torch.compiler.is_compiling() else DualSoftmaxCrossEntropy
-    loss, _ = function.apply(used, y, w)  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling():
+        loss, _ = SoftmaxCrossEntropy.apply(used, y, w)  # type: ignore[no-untyped-call]
+    else:
+        loss, _ = apply(DualSoftmaxCrossEntropy, used, y, w)
     return loss
 
 
@@ -235,6 +244,8 @@ def squared_error(o: Tensor, y: Tensor, *, time: str = "sum", batch: str = "sum"
     Source: docs/derivation.md, F4 F5 and B1.
     """
     used, y, w = weighted_targets("squared_error", "y", o, y, time, batch, None)
-    function = SquaredError if torch.compiler.is_compiling() else DualSquaredError
-    loss: Tensor = function.apply(used, y, w)  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling():
+        loss: Tensor = SquaredError.apply(used, y, w)  # type: ignore[no-untyped-call]
+    else:
+        loss = apply(DualSquaredError, used, y, w)
     return loss

@@ -223,12 +223,14 @@ def bptt(
     chosen = checks.choice("bptt", "loss", loss, LOSSES)
     checks.integer("bptt", "ignore_index", ignore_index)
     U, W, V, b, c = _unpack(parameters)
+    checks.floating("bptt", "W", W)
     x, h0, batched = recurrence_arguments("bptt", x, h0, U, W, b)
     checks.tensor("bptt", "targets", targets)
 
-    h = recurrence.states(x, h0, U, W, b, activation)  # F1 F2
-    previous = torch.cat((h0.unsqueeze(0), h[:-1]))
-    a = recurrence.input_part(x, U, b) + previous @ W.t()  # F1 once more: the kernel keeps the states alone
+    settings = recurrence.Settings(activation)
+    h = recurrence.states(x, h0, U, W, b, None, settings)  # F1 F2
+    # F1 once more: the kernel keeps the states alone
+    a = recurrence.input_part(x, U, b) + recurrence.states_before(h, h0) @ W.t()
     readout_arguments("bptt", h, V, c)
     o = outputs(h, V, c)  # F3
     ignored = None if loss == "squared_error" else ignore_index
@@ -239,9 +241,9 @@ def bptt(
     do = torch.zeros_like(o)
     entering = do[-judged.shape[0] :]
     entering.copy_(chosen.output_gradient(output, y, w).view_as(entering))  # B1
-    dh = readout_state_gradient(do, V)  # B3, first term
-    da = recurrence.through_time(dh, h, W, activation)  # B3 B4
-    dh[:-1] += da[1:] @ W  # B3, second term
+    outside = readout_state_gradient(do, V)  # B3, first term
+    da = recurrence.through_time(outside, h, W, None, settings)  # B3 B4
+    dh = recurrence.state_gradient(outside, da, W)  # B3, both terms
 
     def steps(value: Tensor) -> Tensor:
         return value if batched else value.squeeze(1)
@@ -261,7 +263,7 @@ def bptt(
         dV=readout_weight_gradient(do, h),  # B2
         db=None if b is None else recurrence.bias_gradient(da),  # B5
         dc=None if c is None else readout_bias_gradient(do),  # B2
-        dx=steps(recurrence.input_gradient(da, U)) if x.is_floating_point() else None,  # B8
+        dx=steps(recurrence.input_gradient(da, U)) if not recurrence.are_tokens(x) else None,  # B8
         dh0=dh0 if batched else dh0.squeeze(0),
     )
 

@@ -3,11 +3,16 @@
 The equations (docs/derivation.md) are in column form; the code keeps vectors as rows, so `W h` is `h @ W.T` and
 `Wᵀ δ` is `δ @ W`. `dX` is dL/dX and has X's shape. Only F1/F2's W h_{t-1} and B3/B4 are sequential: the two
 loops are in kernels/eager.py, to be read next; everything else is one product over the whole sequence. Nothing is
-validated here: functional.py does that.
+validated here: functional.py and modules.py do that.
 
-Shapes: x (T, B, D) or tokens (T, B), h0 (B, H), U (H, D), W (H, H), b (H,), h dh da (T, B, H).
+Shapes: x (T, B, D) or tokens (T, B), h0 (B, H), U (H, D), W (H, H), b (H,), h dh da (T, B, H). Sequences of different
+lengths come padded, with `ended` (T, B, 1) True after the end of each, or as rows, (N, D) and (N, H), with the number
+of sequences at each step (kernels/eager.py says how they lie). `conj` is for complex numbers; it leaves real ones
+alone.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,61 +21,110 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from manual_bptt.activations import Activation
+from manual_bptt.autocast import without_autocast
 from manual_bptt.kernels import eager
 from manual_bptt.transforms import watched
 
 
-def states(x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, activation: Activation) -> Tensor:
-    """F1, F2: all states h (T, B, H)."""
+@dataclass(frozen=True)
+class Settings:
+    """What a recurrence needs to know beside its tensors.
+
+    Attributes:
+        activation: f of F2.
+        sizes: Sequences at each step where x are the rows of sequences of different lengths; None for (T, B, D).
+        observe: Called in the backward pass with the total dh (B3) and da (B4), each shaped as h.
+    """
+
+    activation: Activation
+    sizes: Sequence[int] | None = None
+    observe: Callable[[Tensor, Tensor], None] | None = None
+
+
+def states(
+    x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, ended: Tensor | None, settings: Settings
+) -> Tensor:
+    """F1, F2: all states h (T, B, H), 0 after a sequence's end."""
     kernel = eager.functional_forward if watched(x, h0, W) else eager.forward
-    return kernel(input_part(x, U, b), h0, W, activation)
+    h = kernel(input_part(x, U, b), h0, W, settings.activation, settings.sizes)
+    return h if ended is None else h.masked_fill(ended, 0)
 
 
 def input_part(x: Tensor, U: Tensor, b: Tensor | None) -> Tensor:
     """F1 without its recurrent term: U x_t + b of every step (T, B, H), in new storage."""
-    if x.is_floating_point():
+    if not are_tokens(x):
         return functional.linear(x, U, b)
     columns = functional.embedding(x, U.t())  # tokens: U x_t of a one-hot x_t is a column of U
     return columns if b is None else columns + b
 
 
+def are_tokens(x: Tensor) -> bool:
+    """Whether x stands for one-hot vectors."""
+    return not (x.is_floating_point() or x.is_complex())
+
+
 def rows(value: Tensor) -> Tensor:
     """All steps of all sequences below one another: (T, B, N) as (T·B, N)."""
-    return value.reshape(value.shape[0] * value.shape[1], value.shape[2])
+    return value.reshape(-1, value.shape[-1])
 
 
-def through_time(dh: Tensor, h: Tensor, W: Tensor, activation: Activation) -> Tensor:
+def states_before(h: Tensor, h0: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+    """h_{t-1} of every step, shaped as h."""
+    if sizes is None:
+        return torch.cat((h0.unsqueeze(0), h[:-1]))
+    steps = eager.split(h, sizes)[:-1]
+    return torch.cat((h0, *(h_t[:running] for h_t, running in zip(steps, sizes[1:], strict=True))))
+
+
+def through_time(dh: Tensor, h: Tensor, W: Tensor, ended: Tensor | None, settings: Settings) -> Tensor:
     """B3, B4: da (T, B, H) from the part of dh that comes from outside; differentiable when grad mode is on."""
+    if ended is not None:
+        dh = dh.masked_fill(ended, 0)
     kernel = eager.functional_backward if torch.is_grad_enabled() or watched(dh, h, W) else eager.backward
-    return kernel(dh, h, W, activation)
+    return kernel(dh, h.conj(), W.conj(), settings.activation, settings.sizes)
+
+
+@torch.no_grad()
+def state_gradient(dh: Tensor, da: Tensor, W: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+    """B3: the total dh (T, B, H), the part of it from outside and what comes back through the next step; detached."""
+    total = dh.clone()
+    later = da @ W.conj()
+    if sizes is None:
+        total[:-1] += later[1:]
+    else:
+        for dh_t, from_next in zip(eager.split(total, sizes), eager.split(later, sizes)[1:], strict=False):
+            dh_t[: from_next.shape[0]] += from_next
+    return total
 
 
 def bias_gradient(da: Tensor) -> Tensor:
     """B5: db (H,), the sum over time and batch."""
-    return da.sum((0, 1))
+    return rows(da).sum(0)
 
 
-def recurrent_weight_gradient(da: Tensor, h: Tensor, h0: Tensor) -> Tensor:
+def recurrent_weight_gradient(da: Tensor, h: Tensor, h0: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     """B6: dW (H, H), every da_t against the state before it."""
-    first = da[0].t() @ h0
-    return torch.addmm(first, rows(da[1:]).t(), rows(h[:-1]))
+    if sizes is not None:
+        return da.t() @ states_before(h, h0, sizes).conj()
+    first = da[0].t() @ h0.conj()  # apart, so that the states need not be copied
+    return torch.addmm(first, rows(da[1:]).t(), rows(h[:-1]).conj())
 
 
 def input_weight_gradient(da: Tensor, x: Tensor, D: int) -> Tensor:
     """B7: dU (H, D), every da_t against its input; for tokens da_t is added to the token's column."""
-    if x.is_floating_point():
-        return rows(da).t() @ rows(x)
+    if not are_tokens(x):
+        return rows(da).t() @ rows(x).conj()
     return da.new_zeros(D, da.shape[-1]).index_add(0, x.reshape(-1), rows(da)).t()
 
 
 def input_gradient(da: Tensor, U: Tensor) -> Tensor:
     """B8: dx (T, B, D)."""
-    return da @ U
+    return da @ U.conj()
 
 
-def initial_state_gradient(da: Tensor, W: Tensor) -> Tensor:
+def initial_state_gradient(da: Tensor, W: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     """B8: dh0 (B, H)."""
-    return da[0] @ W
+    return eager.split(da, sizes)[0] @ W.conj()
 
 
 def gradients(
@@ -81,22 +135,31 @@ def gradients(
     W: Tensor,
     h: Tensor,
     D: int,
-    needed: tuple[bool, ...],
+    sizes: Sequence[int] | None,
+    needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """B5-B8 from da: dx, dh0, dU, dW, db, each only where needed, and None for the activation."""
-    need_dx, need_dh0, need_dU, need_dW, need_db, _ = needed
+    """B5-B8 from da: dx, dh0, dU, dW, db, each only where needed, and None for what is no variable."""
+    need_dx, need_dh0, need_dU, need_dW, need_db = needed[:5]
     return (
         input_gradient(da, U) if need_dx else None,
-        initial_state_gradient(da, W) if need_dh0 else None,
+        initial_state_gradient(da, W, sizes) if need_dh0 else None,
         input_weight_gradient(da, x, D) if need_dU else None,
-        recurrent_weight_gradient(da, h, h0) if need_dW else None,
+        recurrent_weight_gradient(da, h, h0, sizes) if need_dW else None,
         bias_gradient(da) if need_db else None,
+        None,
         None,
     )
 
 
 def tangents(
-    x: Tensor, h0: Tensor, U: Tensor, W: Tensor, h: Tensor, moved: tuple[Tensor | None, ...], activation: Activation
+    x: Tensor,
+    h0: Tensor,
+    U: Tensor,
+    W: Tensor,
+    ended: Tensor | None,
+    h: Tensor,
+    moved: Sequence[Tensor | None],
+    settings: Settings,
 ) -> Tensor:
     """T1, T2: how the states move when x, h0, U, W, b move along the given tangents (None: not at all)."""
     x_moved, h0_moved, U_moved, W_moved, b_moved = moved
@@ -106,49 +169,60 @@ def tangents(
     if U_moved is not None:
         linear = linear + input_part(x, U_moved, None)
     if W_moved is not None:
-        linear = linear + torch.cat((h0.unsqueeze(0), h[:-1])) @ W_moved.t()
+        linear = linear + states_before(h, h0, settings.sizes) @ W_moved.t()
     if b_moved is not None:
         linear = linear + b_moved
     start = torch.zeros_like(h0) if h0_moved is None else h0_moved
-    return eager.tangent(linear, start, activation.slope(h), W, activation)
+    slope = settings.activation.slope(h)
+    if ended is not None:
+        linear, slope = linear.masked_fill(ended, 0), slope.masked_fill(ended, 0)
+    return eager.tangent(linear, start, slope, W, settings.activation, settings.sizes)
 
 
 class Recurrence(Function):
     """F1 F2, backward B3-B8, forward mode T1 T2.
 
-    Kept until backward: W, h and, where asked for, x (dU), h0 (dW), U (dx).
+    Kept until backward: W, h and, where asked for, x (dU), h0 (dW), U (dx); `ended` where there is one.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, activation: Activation) -> Tensor:
+    def forward(
+        x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, ended: Tensor | None, settings: Settings
+    ) -> Tensor:
         """States h (T, B, H)."""
-        return states(x, h0, U, W, b, activation)
+        return states(x, h0, U, W, b, ended, settings)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep what backward and the forward mode read."""
         keep(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:4], output)
+        x, h0, U, W, _, ended, _ = inputs
+        ctx.save_for_forward(x, h0, U, W, ended, output)
 
     @staticmethod
     def jvp(ctx: Any, *moved: Tensor | None) -> Tensor:
         """The tangent of the states (T, B, H)."""
-        x, h0, U, W, h = ctx.saved_tensors
-        return tangents(x, h0, U, W, h, moved[:5], ctx.activation)
+        x, h0, U, W, ended, h = ctx.saved_tensors
+        return tangents(x, h0, U, W, ended, h, moved[:5], ctx.settings)
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
         """One gradient per input of forward, each computed only where somebody asked for it."""
-        x, h0, U, W, h = ctx.saved_tensors
-        da = through_time(dh, h, W, ctx.activation)
-        return gradients(da, x, h0, U, W, h, ctx.D, ctx.needs_input_grad)
+        x, h0, U, W, ended, h = ctx.saved_tensors
+        settings = ctx.settings
+        with without_autocast(dh.device):
+            da = through_time(dh, h, W, ended, settings)
+            if settings.observe is not None:
+                outside = dh if ended is None else dh.masked_fill(ended, 0)
+                settings.observe(state_gradient(outside, da, W, settings.sizes), da.detach())
+            return gradients(da, x, h0, U, W, h, ctx.D, settings.sizes, ctx.needs_input_grad)
 
 
 def keep(ctx: Any, inputs: tuple[Any, ...], h: Tensor) -> None:
     """Keep what the backward of a recurrence reads, and no more."""
-    x, h0, U, W, _, ctx.activation = inputs
+    x, h0, U, W, _, ended, ctx.settings = inputs
     ctx.D = U.shape[1]
-    need_dx, _, need_dU, need_dW, _, _ = ctx.needs_input_grad
-    ctx.save_for_backward(x if need_dU else None, h0 if need_dW else None, U if need_dx else None, W, h)
+    need_dx, _, need_dU, need_dW = ctx.needs_input_grad[:4]
+    ctx.save_for_backward(x if need_dU else None, h0 if need_dW else None, U if need_dx else None, W, ended, h)

@@ -63,7 +63,7 @@ def weighted_targets(
             raise TypeError(f"{function}: expected class indices {symbol} of dtype torch.int64, got {y.dtype}")
         counts = y != ignore_index
         y = y.masked_fill(~counts, 0)
-        checks.in_range(function, symbol, y, "K", o.shape[-1], f" (or ignore_index = {ignore_index})")
+        checks.in_range(function, symbol, y, "K-1", o.shape[-1] - 1, f" (or ignore_index = {ignore_index})")
     if time == "last":
         o, y, counts = o[-1:], y.unsqueeze(0), None if counts is None else counts.unsqueeze(0)
     return o, y, _weights(o, counts, time, batch)

@@ -3,12 +3,14 @@
 PyTorch has no public question for some of these; every private name that the package uses stands here.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import Function, forward_ad
 
 _BATCHED = torch._C._dispatch_key_parse("Batched")  # a gradient under autograd.grad(..., is_grads_batched=True)
-_PROXY = torch._C._TorchDispatchModeKey.PROXY  # make_fx, and torch.func.linearize by it
 
 
 def watched(first: Tensor, *others: Tensor) -> bool:
@@ -20,14 +22,32 @@ def watched(first: Tensor, *others: Tensor) -> bool:
     """
     return (
         torch._C._are_functorch_transforms_active()
-        or torch._C._get_dispatch_mode(_PROXY) is not None
+        or torch._C._len_torch_dispatch_stack() > 0  # make_fx, torch.func.linearize, selective checkpointing
+        or is_tracing()
         or torch._C._dispatch_keys(first).has(_BATCHED)
         or (forward_ad._current_level >= 0 and any(map(_has_tangent, (first, *others))))
     )
 
 
+def is_tracing() -> bool:
+    """Whether torch.jit.trace looks on."""
+    return torch._C._get_tracing_state() is not None
+
+
 def _has_tangent(value: Tensor) -> bool:
     return forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def apply(function: type[Function], *args: Any) -> Any:
+    """Call function.apply(*args) without its binding of default arguments, which takes as long as several small steps.
+
+    The rest is what apply itself does.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*args)  # type: ignore[no-untyped-call]
+    living = unwrap_dead_wrappers(args)
+    plain: Any = super(Function, function)
+    return plain.apply(*living)
 
 
 def has_values(value: Tensor) -> bool:

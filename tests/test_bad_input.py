@@ -111,7 +111,11 @@ RECURRENCE: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] =
     "U-float32": ({"U": zeros(7, 4).float()}, TypeError, ("U", "torch.float64", "like W", "torch.float32")),
     "U-device": ({"U": zeros(7, 4, device="meta")}, ValueError, ("U", "device cpu", "like W", "meta")),
     "W-integer": ({"W": zeros(7, 7).long()}, TypeError, ("W", "floating", "torch.int64")),
-    "W-complex": ({"W": zeros(7, 7).cdouble()}, TypeError, ("W", "floating", "torch.complex128")),
+    "W-complex-relu": (
+        {"W": zeros(7, 7).cdouble(), "nonlinearity": "relu"},
+        TypeError,
+        ("W", "a floating dtype", "torch.complex128"),
+    ),
     "W-not-square": ({"W": zeros(7, 6)}, ValueError, ("W", "(H, H)", "(7, 6)")),
     "W-1d": ({"W": zeros(7)}, ValueError, ("W", "(H, H)", "(7,)")),
     "W-empty": ({"W": zeros(0, 0)}, ValueError, ("W", "(H, H)", "H > 0", "(0, 0)")),
@@ -206,6 +210,7 @@ OF_BPTT_ALONE: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]
     "another": ({"parameters": {**PROBLEM.parameters, "d": zeros(1)}}, ValueError, ("parameters", "U, W, V, b, c, d")),
     "number": ({"parameters": {0: zeros(1)}}, ValueError, ("parameters", "U, W, V", "got 0")),
     "nothing": ({"parameters": {}}, ValueError, ("parameters", "U, W, V", "got")),
+    "W-complex": ({"W": zeros(7, 7).cdouble()}, TypeError, ("W", "a floating dtype", "torch.complex128")),
     "loss": ({"loss": "hinge"}, ValueError, ("loss", "'cross_entropy', 'squared_error'", "'hinge'")),
 }
 Case = tuple[Callable[..., Any], str, dict[str, Any], type[Exception], tuple[str, ...]]

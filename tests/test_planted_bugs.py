@@ -76,41 +76,41 @@ class Plant:
         return make_problem(nonlinearity=self.nonlinearity, **options)
 
 
-def without_carry(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any) -> Tensor:
+def without_carry(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
     return activation.slope(h) * dh
 
 
-def transposed_carry(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any) -> Tensor:
+def transposed_carry(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
     return right(dh, h, W.t(), activation)
 
 
-def carry_of_da_not_through_slope(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any) -> Tensor:
+def carry_of_da_not_through_slope(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
     carried = dh.clone()
     for t in range(len(dh) - 2, -1, -1):
         carried[t] += carried[t + 1] @ W
     return activation.slope(h) * carried
 
 
-def unwritten_first_step(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any) -> Tensor:
+def unwritten_first_step(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
     da = torch.empty_like(dh)
     da[1:] = right(dh, h, W, activation)[1:]
     return da
 
 
-def first_step_skipped(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any) -> Tensor:
+def first_step_skipped(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
     da = right(dh, h, W, activation)
     return torch.cat((torch.zeros_like(da[:1]), da[1:]))
 
 
-def truncated_after_two_steps(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any) -> Tensor:
+def truncated_after_two_steps(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
     return torch.cat((right(dh[:-2], h[:-2], W, activation), right(dh[-2:], h[-2:], W, activation)))
 
 
-def states_of_their_own_step(right: Any, da: Tensor, h: Tensor, h0: Tensor) -> Tensor:
+def states_of_their_own_step(right: Any, da: Tensor, h: Tensor, h0: Tensor, sizes: Any = None) -> Tensor:
     return da.flatten(0, 1).t() @ h.flatten(0, 1)
 
 
-def without_h0(right: Any, da: Tensor, h: Tensor, h0: Tensor) -> Tensor:
+def without_h0(right: Any, da: Tensor, h: Tensor, h0: Tensor, sizes: Any = None) -> Tensor:
     return right(da, h, torch.zeros_like(h0))
 
 
@@ -122,7 +122,7 @@ def zero(right: Any, *args: Any) -> Tensor:
     return torch.zeros_like(right(*args))
 
 
-def transposed_weights(right: Any, da: Tensor, W: Tensor) -> Tensor:
+def transposed_weights(right: Any, da: Tensor, W: Tensor, sizes: Any = None) -> Tensor:
     return right(da, W.t())
 
 
@@ -175,7 +175,7 @@ def mean_over_all_steps(right: Any, o: Tensor, counts: Tensor, time: str, batch:
     return counts.to(o.dtype) / len(o)
 
 
-def h0_forgotten(right: Any, a: Tensor, h0: Tensor, W: Tensor, activation: Any) -> Tensor:
+def h0_forgotten(right: Any, a: Tensor, h0: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
     return right(a, torch.zeros_like(h0), W, activation)
 
 

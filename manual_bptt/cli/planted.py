@@ -48,26 +48,26 @@ class Mistake:
             yield
 
 
-def _carry_dropped(dh: Tensor, h: Tensor, W: Tensor, activation: Activation) -> Tensor:
+def _carry_dropped(dh: Tensor, h: Tensor, W: Tensor, activation: Activation, sizes: Any) -> Tensor:
     return activation.times(activation.slope(h), dh)
 
 
-def _W_transposed(dh: Tensor, h: Tensor, W: Tensor, activation: Activation) -> Tensor:
-    return _backward(dh, h, W.t(), activation)
+def _W_transposed(dh: Tensor, h: Tensor, W: Tensor, activation: Activation, sizes: Any) -> Tensor:
+    return _backward(dh, h, W.t(), activation, sizes)
 
 
-def _slope_of_a(dh: Tensor, h: Tensor, W: Tensor, activation: Activation) -> Tensor:
+def _slope_of_a(dh: Tensor, h: Tensor, W: Tensor, activation: Activation, sizes: Any) -> Tensor:
     inverse = _INVERSE[activation.name]
     wrong = Activation(activation.name, activation.apply_, lambda states: activation.slope(inverse(states)))
-    return _backward(dh, h, W, wrong)
+    return _backward(dh, h, W, wrong, sizes)
 
 
-def _state_after(da: Tensor, h: Tensor, h0: Tensor) -> Tensor:
+def _state_after(da: Tensor, h: Tensor, h0: Tensor, sizes: Any = None) -> Tensor:
     return da.flatten(0, 1).t() @ h.flatten(0, 1)
 
 
-def _scaled(da: Tensor, h: Tensor, h0: Tensor) -> Tensor:
-    return 1.001 * _dW(da, h, h0)
+def _scaled(da: Tensor, h: Tensor, h0: Tensor, sizes: Any = None) -> Tensor:
+    return 1.001 * _dW(da, h, h0, sizes)
 
 
 def _no_bias_gradient(da: Tensor) -> Tensor:

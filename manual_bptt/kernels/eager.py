@@ -1,8 +1,15 @@
 """The sequential steps as torch operators: readable, for any device and dtype. Knows arrays, not autograd.
 
 Vectors are rows, as recurrence.py says. `forward` and `backward` are the fast ones; the functional ones write nothing
-in place.
+in place. Every one takes all steps of all sequences in one of two layouts:
+
+- (T, B, H), with sizes None: B sequences of T steps;
+- (N, H), with sizes (B_1, ..., B_T): the rows of step 1, then those of step 2, and so on, of sequences of different
+  lengths, longest first, so that those that still run at step t are the first B_t. N is the sum of the sizes.
 """
+
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -10,27 +17,30 @@ from torch import Tensor
 from manual_bptt.activations import Activation
 
 
-def forward(a: Tensor, h0: Tensor, W: Tensor, activation: Activation) -> Tensor:
+def forward(a: Tensor, h0: Tensor, W: Tensor, activation: Activation, sizes: Sequence[int] | None = None) -> Tensor:
     """Run F1 and F2 through time, in place.
 
     Args:
-        a: (T, B, H) holding U x_t + b; overwritten with the states h_t.
-        h0: (B, H).
+        a: (T, B, H) or (N, H) holding U x_t + b; overwritten with the states h_t.
+        h0: (B, H), or (B_1, H).
         W: (H, H).
         activation: Entry of ACTIVATIONS.
+        sizes: None for (T, B, H), else how many sequences run at each step.
 
     Returns:
-        The same storage, now h (T, B, H).
+        The same storage, now h.
     """
     W_transposed = W.t()
     h = h0
-    for a_t in a.unbind(0):
-        a_t.addmm_(h, W_transposed)  # F1: a_t = (U x_t + b) + W h_{t-1}
+    for a_t, running in zip(split(a, sizes), still_running(sizes, a.shape[0]), strict=True):
+        a_t.addmm_(h if running is None else h[:running], W_transposed)  # F1: a_t = (U x_t + b) + W h_{t-1}
         h = activation.apply_(a_t)  # F2
     return a
 
 
-def functional_forward(a: Tensor, h0: Tensor, W: Tensor, activation: Activation) -> Tensor:
+def functional_forward(
+    a: Tensor, h0: Tensor, W: Tensor, activation: Activation, sizes: Sequence[int] | None = None
+) -> Tensor:
     """Compute what `forward` computes and leave a as it is, so that it can be batched.
 
     Args and returns: as `forward`, but in new storage.
@@ -38,66 +48,107 @@ def functional_forward(a: Tensor, h0: Tensor, W: Tensor, activation: Activation)
     W_transposed = W.t()
     h = h0
     steps = []
-    for a_t in a.unbind(0):
-        h = activation.apply_(torch.addmm(a_t, h, W_transposed))  # F1 F2
+    for a_t, running in zip(split(a, sizes), still_running(sizes, a.shape[0]), strict=True):
+        h = activation.apply_(torch.addmm(a_t, h if running is None else h[:running], W_transposed))  # F1 F2
         steps.append(h)
-    return torch.stack(steps)
+    return join(steps, sizes)
 
 
-def backward(dh: Tensor, h: Tensor, W: Tensor, activation: Activation) -> Tensor:
+def backward(dh: Tensor, h: Tensor, W: Tensor, activation: Activation, sizes: Sequence[int] | None = None) -> Tensor:
     """Run B3 and B4 back through time.
 
     Args:
-        dh: (T, B, H), the part of dL/dh_t that comes from outside the recurrence (Vᵀ dL/do_t in B3).
-        h: (T, B, H), the states.
+        dh: (T, B, H) or (N, H), the part of dL/dh_t that comes from outside the recurrence (Vᵀ dL/do_t in B3).
+        h: As dh, the states.
         W: (H, H).
         activation: Entry of ACTIVATIONS.
+        sizes: As `forward`.
 
     Returns:
-        da (T, B, H), a new tensor.
+        da, shaped as h, a new tensor.
     """
     da = activation.slope(h)  # each step starts as f'(a_t) and is turned into dL/da_t in place
-    steps, outside = da.unbind(0), dh.unbind(0)
+    steps, outside = split(da, sizes), split(dh, sizes)
+    running = still_running(sizes, len(steps))
     activation.times(steps[-1], outside[-1], out=steps[-1])  # B4 at t = T, where nothing comes from later
     dh_t = torch.empty_like(steps[-1])
     for t in range(len(steps) - 2, -1, -1):
-        torch.addmm(outside[t], steps[t + 1], W, out=dh_t)  # B3: reverses F1's W h_{t-1}
+        on = running[t + 1]
+        if on is None:
+            torch.addmm(outside[t], steps[t + 1], W, out=dh_t)  # B3: reverses F1's W h_{t-1}
+        else:
+            dh_t = outside[t].clone()  # B3 of a sequence that ends at t
+            dh_t[:on].addmm_(steps[t + 1], W)  # B3 of one that goes on
         activation.times(steps[t], dh_t, out=steps[t])  # B4: reverses F2
     return da
 
 
-def functional_backward(dh: Tensor, h: Tensor, W: Tensor, activation: Activation) -> Tensor:
+def functional_backward(
+    dh: Tensor, h: Tensor, W: Tensor, activation: Activation, sizes: Sequence[int] | None = None
+) -> Tensor:
     """Compute what `backward` computes with nothing written in place: it can be differentiated again and batched.
 
     Args and returns: as `backward`.
     """
-    slope = activation.slope(h)
-    da_t = activation.times(slope[-1], dh[-1])  # B4
+    slopes, outside = split(activation.slope(h), sizes), split(dh, sizes)
+    running = still_running(sizes, len(slopes))
+    da_t = activation.times(slopes[-1], outside[-1])  # B4
     steps = [da_t]
-    for t in range(h.shape[0] - 2, -1, -1):
-        dh_t = torch.addmm(dh[t], da_t, W)  # B3
-        da_t = activation.times(slope[t], dh_t)  # B4
+    for t in range(len(slopes) - 2, -1, -1):
+        on = running[t + 1]
+        if on is None:
+            dh_t = torch.addmm(outside[t], da_t, W)  # B3
+        else:
+            dh_t = torch.cat((torch.addmm(outside[t][:on], da_t, W), outside[t][on:]))
+        da_t = activation.times(slopes[t], dh_t)  # B4
         steps.append(da_t)
-    return torch.stack(steps[::-1])
+    return join(steps[::-1], sizes)
 
 
-def tangent(linear: Tensor, h0: Tensor, slope: Tensor, W: Tensor, activation: Activation) -> Tensor:
+def tangent(
+    linear: Tensor,
+    h0: Tensor,
+    slope: Tensor,
+    W: Tensor,
+    activation: Activation,
+    sizes: Sequence[int] | None = None,
+) -> Tensor:
     """Run T1 and T2 through time, with nothing written in place.
 
     Args:
-        linear: (T, B, H), the tangent of a_t but for the part that comes through h_{t-1}.
-        h0: (B, H), the tangent of h_0.
-        slope: (T, B, H), f'(a_t).
+        linear: (T, B, H) or (N, H), the tangent of a_t but for the part that comes through h_{t-1}.
+        h0: (B, H) or (B_1, H), the tangent of h_0.
+        slope: As linear, f'(a_t).
         W: (H, H).
         activation: Entry of ACTIVATIONS.
+        sizes: As `forward`.
 
     Returns:
-        The tangents of the states, (T, B, H).
+        The tangents of the states, shaped as linear.
     """
     W_transposed = W.t()
     h = h0
     steps = []
-    for linear_t, slope_t in zip(linear.unbind(0), slope.unbind(0), strict=True):
-        h = activation.times(slope_t, torch.addmm(linear_t, h, W_transposed))  # T1 T2
+    counts = still_running(sizes, linear.shape[0])
+    for linear_t, slope_t, running in zip(split(linear, sizes), split(slope, sizes), counts, strict=True):
+        before = h if running is None else h[:running]
+        h = activation.times(slope_t, torch.addmm(linear_t, before, W_transposed))  # T1 T2
         steps.append(h)
-    return torch.stack(steps)
+    return join(steps, sizes)
+
+
+def split(values: Tensor, sizes: Sequence[int] | None) -> Sequence[Tensor]:
+    """Views of the single steps, in their order."""
+    return values.unbind(0) if sizes is None else torch.split_with_sizes(values, list(sizes))
+
+
+def join(steps: Sequence[Tensor], sizes: Sequence[int] | None) -> Tensor:
+    """All steps in one new tensor: undoes `split`."""
+    return torch.stack(tuple(steps)) if sizes is None else torch.cat(tuple(steps))
+
+
+def still_running(sizes: Sequence[int] | None, T: int) -> Sequence[int | None]:
+    """How many of the sequences of the step before run at each step; None where all of them do."""
+    if sizes is None:
+        return [None] * T
+    return [None, *(None if n == before else n for before, n in pairwise(sizes))]

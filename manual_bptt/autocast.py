@@ -1,0 +1,25 @@
+"""Mixed precision: the dtype that autocast asks for. The hand-written functions are cast by their callers."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast computes in on this device; None where it is off."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return None
+
+
+def cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Cast as autocast does: real numbers only, and no float64."""
+    if dtype is None or not value.is_floating_point() or value.dtype == torch.float64:
+        return value
+    return value.to(dtype)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Let every operator run in the dtype that it is given."""
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)

@@ -1,0 +1,29 @@
+"""Where torch cannot look into a hand-written Function, and what is done there instead.
+
+- torch.jit.trace and ONNX export save torch's own operators: the module runs as torch.nn.RNN.
+- torch.nn.utils' per-sample gradients (ExpandedWeights) know torch.nn.RNN's operator and no other: the same.
+- torch.fx.symbolic_trace looks into every module that is not torch.nn's: the module becomes a leaf by itself.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.overrides import has_torch_function
+
+from manual_bptt.transforms import is_tracing
+
+
+def wanted(weights: Sequence[Tensor]) -> bool:
+    """Whether torch's own operator has to run."""
+    return is_tracing() or torch.onnx.is_in_onnx_export() or has_torch_function(weights)
+
+
+def leaf(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a tracer of torch.fx puts in the place of a call of the module, or None where none looks on."""
+    tracer: Any = next((value.tracer for value in (*args, *kwargs.values()) if isinstance(value, Proxy)), None)
+    if tracer is None:
+        return None
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)

@@ -1,0 +1,359 @@
+"""RNN and RNNCell: torch.nn's names, options, errors, layers and directions, on the hand-written recurrence.
+
+No mathematics: that is recurrence.py's. How the sequences of a batch lie in memory is layouts.py's.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
+
+from manual_bptt import checks, handover
+from manual_bptt.activations import ACTIVATIONS
+from manual_bptt.autocast import autocast_dtype, cast, without_autocast
+from manual_bptt.functional import run
+from manual_bptt.layouts import Layout, layout_of
+from manual_bptt.recurrence import Settings
+
+_run_by_torch: Any = nn.RNN.forward
+_MODES = {f"RNN_{name.upper()}": activation for name, activation in ACTIVATIONS.items()}
+OF_TORCH = ("tanh", "relu")  # what torch.nn.RNN and torch.nn.RNNCell know
+
+
+class RNN(nn.RNNBase):
+    """A drop-in for `torch.nn.RNN`: the same constructor, parameters, initialisation, shapes and errors, and more.
+
+    Every layer and direction is the recurrence h_t = f(U x_t + W h_{t-1} + b) of `rnn`, with its hand-written backward
+    pass. It is a `torch.nn.RNNBase` but no `torch.nn.RNN`, of which torch.compile refuses every subclass:
+    isinstance(m, torch.nn.RNN) is False.
+
+    Args:
+        input_size: D, the features of x_t.
+        hidden_size: H, the units of each layer.
+        num_layers: How many recurrences are stacked.
+        nonlinearity: "tanh", "sigmoid", "relu" or "identity".
+        bias: Whether there are bias_ih and bias_hh.
+        batch_first: Whether input and output are (B, T, ...) instead of (T, B, ...). hx and h_n never are.
+        dropout: Probability of an element of a layer's output to be zeroed, in training, for all layers but the last.
+        bidirectional: Whether every layer also runs from the last step to the first.
+        device: Where the parameters are made.
+        dtype: Their floating or complex dtype; torch's default where None.
+
+    Attributes:
+        weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: Parameters of layer k (U, W, and b in two parts),
+            of shape (H, D), (H, H), (H,) and (H,); D is directions * H above the first layer. With "_reverse" at the
+            end for the other direction. Drawn from U(-1/√H, 1/√H).
+
+    Raises:
+        ValueError: Unknown nonlinearity, a size below 1, dropout outside [0, 1], or proj_size, which only
+            `torch.nn.LSTM` has.
+        TypeError: A size that is no int, or bias or batch_first that is no bool.
+    """
+
+    _record: Any = None  # the GradientRecord of an open record_gradients
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        **unknown: Any,
+    ) -> None:
+        if "proj_size" in unknown:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if unknown:
+            raise TypeError(f"RNN.__init__() got an unexpected keyword argument {next(iter(unknown))!r}")
+        if nonlinearity not in tuple(ACTIVATIONS):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from {_names(ACTIVATIONS)}.")
+        super().__init__(
+            "RNN_TANH",  # one of the modes that RNNBase knows
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+        )
+        self.nonlinearity = nonlinearity
+        self.mode = f"RNN_{nonlinearity.upper()}"
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | Iterable[int] | None = None,
+    ) -> tuple[Any, Tensor]:
+        """Run all layers and directions over a batch of sequences.
+
+        Args:
+            input: (T, B, D), or (B, T, D) where batch_first; (T, D), one sequence; a PackedSequence; or a nested tensor
+                (B, j, D) of layout torch.jagged. Of the weights' dtype and device; under autocast, of any floating
+                dtype.
+            hx: Initial states (layers * directions, B, H), without B for (T, D). None: zeros.
+            lengths: Steps of each sequence, (B,), 0 to T: what comes after a sequence's end changes nothing. A tensor
+                of dtype int64 or int32 on any device, or ints. Only for (T, B, D) and (B, T, D).
+
+        Returns:
+            output: The states of the last layer, both directions side by side (directions * H), in the layout of
+                input; 0 after a sequence's end.
+            h_n: The state of every layer and direction when it has seen the whole sequence, shaped as hx. For a
+                sequence of length 0 that of hx.
+
+        Raises:
+            ValueError: input of another rank or dtype; lengths of another shape, or out of range (looked at on the
+                CPU only).
+            RuntimeError: input or hx of another size or on another device, hx of another dtype, or T = 0.
+            TypeError: lengths of another dtype, or beside anything but (T, B, D) and (B, T, D).
+
+        Gradients: input, hx and all parameters, by B3-B8, to any order; forward mode by T1 T2.
+        Memory kept until backward: for each layer and direction its input and its states, (T, B, H); the output is a
+        copy, so that it may be changed in place.
+        Source: docs/derivation.md.
+        """
+        leaf = handover.leaf(self, (input, hx), {} if lengths is None else {"lengths": lengths})
+        if leaf is not None:
+            return leaf  # type: ignore[no-any-return]
+        weights = self._flat_weights
+        if handover.wanted(weights) and self.nonlinearity in OF_TORCH and lengths is None:
+            return _run_by_torch(self, input, hx)  # type: ignore[no-any-return]
+        layout, initial = self._checked(input, hx, lengths)
+        device = layout.steps.device
+        dtype = autocast_dtype(device)
+        with without_autocast(device):
+            layout.steps = cast(layout.steps, dtype)
+            if initial is None:
+                shape = (self.num_layers * self._directions, layout.B, self.hidden_size)
+                initial = torch.zeros(shape, dtype=layout.steps.dtype, device=device)
+            states, final = self._layers(layout, cast(initial, dtype), [cast(weight, dtype) for weight in weights])
+        return layout.output(states), layout.final(final)
+
+    def _layers(self, layout: Layout, initial: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The states of the last layer as steps, and the last ones of all layers, (layers * directions, B, H)."""
+        activation = _MODES[self.mode]
+        record = None if self._record is None else self._record.next_call()
+        each = 4 if self.bias else 2
+        steps, starts = layout.steps, initial.unbind(0)
+        finals: list[Tensor] = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for reverse in (False, True)[: self._directions]:
+                place = len(finals)
+                h0 = starts[place]
+                U, W, *biases = weights[place * each : (place + 1) * each]
+                b = biases[0] + biases[1] if biases else None
+                turn = layout.reverse if reverse else _as_it_is
+                observe = record and partial(record, f"l{layer}{'_reverse' if reverse else ''}", layout.output, turn)
+                settings = Settings(activation, layout.sizes, observe)
+                h = run(turn(steps), h0, U, W, b, settings, layout.ended)
+                finals.append(layout.last(h, h0))
+                outputs.append(turn(h))
+            steps = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+            if self.training and self.dropout > 0 and layer + 1 < self.num_layers:
+                steps = functional.dropout(steps, self.dropout)
+        if len(outputs) == 1 and steps.requires_grad:
+            steps = steps.clone()  # h itself is kept for backward; the output may be changed in place
+        return steps, torch.stack(finals)
+
+    def _checked(self, input: Any, hx: Any, lengths: Any) -> tuple[Layout, Tensor | None]:
+        """Raise what torch.nn.RNN raises; return the layout, and hx in its order."""
+        if isinstance(input, PackedSequence):
+            data: Tensor = input.data
+            self.check_input(data, input.batch_sizes)
+        else:
+            if input.dim() not in (2, 3):
+                raise ValueError(f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
+            data = input
+            self._check_rank(hx, input.dim())
+            self.check_input(input if input.dim() == 3 else input.unsqueeze(0), None)
+            if input.is_nested:
+                _check_jagged(input)
+        lengths = _checked_lengths(lengths, input, self.batch_first)
+        weight = self._flat_weights[0]
+        _check_alike("input", data, weight)
+        layout = layout_of(input, self.batch_first, lengths)
+        if layout.steps.shape[0] == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        if hx is None:
+            return layout, None
+        hx = layout.hidden(hx)
+        self.check_hidden_size(hx, (self.num_layers * self._directions, layout.B, self.hidden_size))
+        _check_alike("hx", hx, weight)
+        return layout, hx
+
+    @staticmethod
+    def _check_rank(hx: Any, dim: int) -> None:
+        if hx is not None and hx.dim() != dim:
+            batched = "batched" if dim == 3 else "unbatched"
+            raise RuntimeError(f"For {batched} {dim}-D input, hx should also be {dim}-D but got {hx.dim()}-D tensor")
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    # torch.nn.RNNBase keeps the weights a second time, as a list in the order of cuDNN, with weak references to see
+    # whether one was replaced. Here the list is made when it is asked for.
+
+    @property
+    def _flat_weights(self) -> list[Any]:  # type: ignore[override]
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    def _init_flat_weights(self) -> None:
+        self._flat_weight_refs = []
+
+    def _weights_have_changed(self) -> bool:
+        return False
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: there is no cuDNN here that would want all weights in one block."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._init_flat_weights()
+
+    def _replicate_for_data_parallel(self) -> Any:
+        return nn.Module._replicate_for_data_parallel(self)  # type: ignore[no-untyped-call]
+
+    def extra_repr(self) -> str:
+        """As torch.nn.RNN, which never shows the nonlinearity; one that it does not know is shown."""
+        known = self.nonlinearity in OF_TORCH
+        return super().extra_repr() + ("" if known else f", nonlinearity={self.nonlinearity}")
+
+
+class RNNCell(nn.RNNCell):
+    """A drop-in for `torch.nn.RNNCell`: one step of the recurrence, h' = f(U x + W h + b), with its backward by hand.
+
+    Args:
+        input_size: D, the features of x.
+        hidden_size: H, the units.
+        bias: Whether there are bias_ih and bias_hh.
+        nonlinearity: "tanh", "sigmoid", "relu" or "identity"; looked at when the cell is called.
+        device: Where the parameters are made.
+        dtype: Their floating or complex dtype; torch's default where None.
+
+    Attributes:
+        weight_ih, weight_hh, bias_ih, bias_hh: Parameters (U, W, and b in two parts) of shape (H, D), (H, H), (H,) and
+            (H,), drawn from U(-1/√H, 1/√H).
+    """
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Run one step.
+
+        Args:
+            input: (B, D), or (D,) without a batch; of the weights' dtype and device, under autocast of any floating
+                dtype.
+            hx: The state before, (B, H) or (H,). None: zeros.
+
+        Returns:
+            h', the state after: (B, H) or (H,).
+
+        Raises:
+            ValueError: input or hx of another rank.
+            RuntimeError: Another size, dtype or device, or an unknown nonlinearity.
+
+        Gradients, double backward, forward mode and memory kept until backward: as `rnn` with T = 1.
+        Source: docs/derivation.md.
+        """
+        leaf = handover.leaf(self, (input, hx), {})
+        if leaf is not None:
+            return leaf  # type: ignore[no-any-return]
+        weights = (self.weight_ih, self.weight_hh, *(() if self.bias_ih is None else (self.bias_ih, self.bias_hh)))
+        if handover.wanted(weights) and self.nonlinearity in OF_TORCH:
+            return super().forward(input, hx)
+        x, h0 = self._checked(input, hx)
+        dtype = autocast_dtype(x.device)
+        with without_autocast(x.device):
+            U, W, *biases = (cast(weight, dtype) for weight in weights)
+            b = biases[0] + biases[1] if biases else None
+            x = cast(x, dtype)
+            h0 = x.new_zeros(x.shape[0], self.hidden_size) if h0 is None else cast(h0, dtype)
+            h = run(x.unsqueeze(0), h0, U, W, b, Settings(ACTIVATIONS[self.nonlinearity])).squeeze(0)
+        return h if input.dim() == 2 else h.squeeze(0)
+
+    def _checked(self, input: Any, hx: Any) -> tuple[Tensor, Tensor | None]:
+        """Raise what torch.nn.RNNCell raises; return input and hx with a batch."""
+        if input.dim() not in (1, 2):
+            raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if hx is not None and hx.dim() not in (1, 2):
+            raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        if self.nonlinearity not in ACTIVATIONS:
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        x = input if input.dim() == 2 else input.unsqueeze(0)
+        if x.shape[1] != self.input_size:
+            raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
+        _check_alike("input", input, self.weight_ih)
+        if hx is None:
+            return x, None
+        h0 = hx if input.dim() == 2 else hx.unsqueeze(0)
+        if h0.shape[0] != x.shape[0]:
+            raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden0 batch size {h0.shape[0]}")
+        if h0.shape[1:] != (self.hidden_size,):
+            raise RuntimeError(f"hidden0 has inconsistent hidden_size: got {h0.shape[1]}, expected {self.hidden_size}")
+        _check_alike("hx", hx, self.weight_ih)
+        return x, h0
+
+
+def _as_it_is(steps: Tensor) -> Tensor:
+    return steps
+
+
+def _check_alike(symbol: str, value: Tensor, weight: Tensor) -> None:
+    """RuntimeError for another device than the weights', or, but for autocast, another dtype."""
+    if value.device != weight.device:
+        kind = "hidden" if symbol == "hx" else "input"
+        raise RuntimeError(
+            f"Input and {'hidden' if symbol == 'hx' else 'parameter'} tensors are not at the same device, found "
+            f"{kind} tensor at {value.device} and parameter tensor at {weight.device}"
+        )
+    if value.dtype != weight.dtype and autocast_dtype(value.device) is None:
+        raise RuntimeError(
+            f"{symbol} and weights must have the same dtype, but got {value.dtype} and {weight.dtype}; "
+            f"convert it with {symbol}.to({weight.dtype})"
+        )
+
+
+def _check_jagged(input: Tensor) -> None:
+    if input.layout != torch.jagged or input.dim() != 3:
+        raise ValueError(
+            "RNN: expected a nested input of layout torch.jagged and shape (B, j, D), "
+            f"got {input.layout} with {input.dim()} dimensions"
+        )
+    if input.lengths() is not None:  # type: ignore[attr-defined]
+        raise ValueError("RNN: expected a nested input without holes, got one with lengths; use input.contiguous()")
+
+
+def _checked_lengths(lengths: Any, input: Any, batch_first: bool) -> Tensor | None:
+    """Return lengths as a tensor on the input's device."""
+    if lengths is None:
+        return None
+    if isinstance(input, PackedSequence) or input.is_nested or input.dim() != 3:
+        kind = "one sequence (T, D)" if isinstance(input, Tensor) and input.dim() == 2 else type(input).__name__
+        raise TypeError(f"RNN: expected no lengths beside {kind}, which has its own")
+    if not isinstance(lengths, Tensor):
+        lengths = torch.tensor(list(lengths), dtype=torch.int64)
+    assert isinstance(lengths, Tensor)
+    if lengths.dtype not in checks.TOKEN_DTYPES:
+        raise TypeError(f"RNN: expected lengths of dtype torch.int64 or torch.int32, got {lengths.dtype}")
+    B, T = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
+    checks.shape("RNN", "lengths", lengths, "B", (B,))
+    checks.in_range("RNN", "lengths", lengths, "T", T)
+    return lengths.to(input.device)
+
+
+def _names(table: Mapping[str, Any]) -> str:
+    *others, last = (repr(name) for name in table)
+    return f"{', '.join(others)} or {last}"

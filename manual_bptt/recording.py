@@ -1,0 +1,99 @@
+"""Look at dL/dh_t and dL/da_t of every step, layer and direction of a module, as autograd runs backward."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manual_bptt.modules import RNN
+
+
+@dataclass(frozen=True, eq=False)
+class StateGradients:
+    """The gradients of one layer's states in one direction, each laid out as the module's output.
+
+    Attributes:
+        dh: B3, the total dL/dh_t: through the output of the layer and through all later steps.
+        da: B4, dL/da_t, the gradient of the pre-activations.
+    """
+
+    dh: Any
+    da: Any
+
+
+class GradientRecord:
+    """What `record_gradients` gives: the gradients by layer and direction, of every call of the module.
+
+    `record["l0"]` is a StateGradients of the last call whose backward pass has run; names end as those of the
+    weights do: "l0", "l0_reverse", "l1".
+
+    Attributes:
+        calls: For every call of the module, in order, the StateGradients by name; empty until its backward pass.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, StateGradients]] = []
+
+    def __getitem__(self, name: str) -> StateGradients:
+        recorded = next((call for call in reversed(self.calls) if call), None)
+        if recorded is None:
+            raise KeyError(f"{name!r}: no backward pass has gone through the module yet")
+        if name not in recorded:
+            raise KeyError(f"{name!r}: recorded are {', '.join(recorded)}")
+        return recorded[name]
+
+    def next_call(self) -> Callable[..., None]:
+        """Begin a call of the module; what is returned records one layer and direction of it.
+
+        Its arguments are the name, how steps become the module's output, how they are turned into the direction of
+        the input, and dh and da.
+        """
+        if torch.compiler.is_compiling():
+            raise RuntimeError("record_gradients: expected the module to run as it is, got it under torch.compile")
+        call: dict[str, StateGradients] = {}
+        self.calls.append(call)
+
+        def record(
+            name: str, output: Callable[[Tensor], Any], turn: Callable[[Tensor], Tensor], dh: Tensor, da: Tensor
+        ) -> None:
+            call[name] = StateGradients(dh=output(turn(dh)), da=output(turn(da.clone())))
+
+        return record
+
+
+@contextmanager
+def record_gradients(module: RNN) -> Iterator[GradientRecord]:
+    """Record the total gradients dL/dh_t and dL/da_t of every call of a module made in this context.
+
+        with record_gradients(module) as record:
+            output, h_n = module(x)
+        loss(output).backward()
+        record["l0"].dh  # (T, B, H)
+
+    The backward pass may run inside or after the context.
+
+    Args:
+        module: A manual_bptt.RNN.
+
+    Yields:
+        GradientRecord, filled as backward passes run; detached from the graph.
+
+    Raises:
+        TypeError: module is something else.
+        RuntimeError: It is being recorded already, or called under torch.compile.
+
+    Memory: two tensors (T, B, H) for every call, layer and direction, as long as the record lives.
+    Source: docs/derivation.md, B3 and B4.
+    """
+    if not isinstance(module, RNN):
+        raise TypeError(f"record_gradients: expected module to be a manual_bptt.RNN, got {type(module).__name__}")
+    if module._record is not None:
+        raise RuntimeError("record_gradients: expected a module that is not being recorded already")
+    module._record = GradientRecord()
+    try:
+        yield module._record
+    finally:
+        del module._record
