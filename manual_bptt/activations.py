@@ -14,13 +14,15 @@ class Activation:
 
     Attributes:
         name: Its name in the table.
-        apply_: F2, h = f(a), in place: overwrites a with h and returns it.
+        apply: F2, h = f(a).
+        apply_: The same in place: overwrites a with h and returns it.
         slope: f'(a) computed from h = f(a) alone, so that a need not be kept; out of place, same shape as h.
         times: B4, (slope, dh, *, out=None) -> slope ⊙ dh.
         holomorphic: Whether f is one for complex numbers too.
     """
 
     name: str
+    apply: Callable[[Tensor], Tensor]
     apply_: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
     times: Callable[..., Tensor] = torch.mul
@@ -30,7 +32,7 @@ class Activation:
 _threshold: Any = torch.ops.aten.threshold_backward
 
 
-def _identity_(a: Tensor) -> Tensor:
+def _identity(a: Tensor) -> Tensor:
     return a
 
 
@@ -56,9 +58,9 @@ def _select(slope: Tensor, dh: Tensor, *, out: Tensor | None = None) -> Any:
 ACTIVATIONS = {
     entry.name: entry
     for entry in (
-        Activation("tanh", torch.tanh_, _tanh_slope),
-        Activation("sigmoid", torch.sigmoid_, _sigmoid_slope),
-        Activation("relu", torch.relu_, _relu_slope, _select, holomorphic=False),
-        Activation("identity", _identity_, torch.ones_like),
+        Activation("tanh", torch.tanh, torch.tanh_, _tanh_slope),
+        Activation("sigmoid", torch.sigmoid, torch.sigmoid_, _sigmoid_slope),
+        Activation("relu", torch.relu, torch.relu_, _relu_slope, _select, holomorphic=False),
+        Activation("identity", _identity, _identity, torch.ones_like),
     )
 }

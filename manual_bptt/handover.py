@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
-from torch.overrides import has_torch_function
 
-from manual_bptt.transforms import is_tracing
+from manual_bptt.transforms import are_expanded, is_tracing
 
 
 def wanted(weights: Sequence[Tensor]) -> bool:
     """Whether torch's own operator has to run."""
-    return is_tracing() or torch.onnx.is_in_onnx_export() or has_torch_function(weights)
+    return is_tracing() or torch.onnx.is_in_onnx_export() or are_expanded(weights)
 
 
 def leaf(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

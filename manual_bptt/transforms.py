@@ -3,14 +3,19 @@
 PyTorch has no public question for some of these; every private name that the package uses stands here.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
+from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 
 _BATCHED = torch._C._dispatch_key_parse("Batched")  # a gradient under autograd.grad(..., is_grads_batched=True)
+_PROXY = torch._C._TorchDispatchModeKey.PROXY  # make_fx, and torch.func.linearize by it
 
 
 def watched(first: Tensor, *others: Tensor) -> bool:
@@ -22,7 +27,8 @@ def watched(first: Tensor, *others: Tensor) -> bool:
     """
     return (
         torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0  # make_fx, torch.func.linearize, selective checkpointing
+        or torch._C._get_dispatch_mode(_PROXY) is not None
+        or (torch._C._len_torch_dispatch_stack() > 0 and any(map(_keeps, _get_current_dispatch_mode_stack())))
         or is_tracing()
         or torch._C._dispatch_keys(first).has(_BATCHED)
         or (forward_ad._current_level >= 0 and any(map(_has_tangent, (first, *others))))
@@ -32,6 +38,16 @@ def watched(first: Tensor, *others: Tensor) -> bool:
 def is_tracing() -> bool:
     """Whether torch.jit.trace looks on."""
     return torch._C._get_tracing_state() is not None
+
+
+def are_expanded(weights: Iterable[object]) -> bool:
+    """Whether weights collect per-sample gradients for torch.nn.utils (call_for_per_sample_grads)."""
+    return any(isinstance(weight, ExpandedWeight) for weight in weights)
+
+
+def _keeps(mode: object) -> bool:
+    """Whether a dispatch mode is selective checkpointing, which keeps results that must not be overwritten."""
+    return isinstance(mode, (_CachingTorchDispatchMode, _CachedTorchDispatchMode))
 
 
 def _has_tangent(value: Tensor) -> bool:

@@ -5,7 +5,7 @@ Every entry replaces one function of the hand-written code while its context is 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -58,7 +58,9 @@ def _W_transposed(dh: Tensor, h: Tensor, W: Tensor, activation: Activation, size
 
 def _slope_of_a(dh: Tensor, h: Tensor, W: Tensor, activation: Activation, sizes: Any) -> Tensor:
     inverse = _INVERSE[activation.name]
-    wrong = Activation(activation.name, activation.apply_, lambda states: activation.slope(inverse(states)))
+    wrong = Activation(
+        activation.name, activation.apply, activation.apply_, lambda states: activation.slope(inverse(states))
+    )
     return _backward(dh, h, W, wrong, sizes)
 
 

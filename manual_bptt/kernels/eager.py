@@ -49,7 +49,7 @@ def functional_forward(
     h = h0
     steps = []
     for a_t, running in zip(split(a, sizes), still_running(sizes, a.shape[0]), strict=True):
-        h = activation.apply_(torch.addmm(a_t, h if running is None else h[:running], W_transposed))  # F1 F2
+        h = activation.apply(torch.addmm(a_t, h if running is None else h[:running], W_transposed))  # F1 F2
         steps.append(h)
     return join(steps, sizes)
 
