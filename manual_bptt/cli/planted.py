@@ -58,9 +58,7 @@ def _W_transposed(dh: Tensor, h: Tensor, W: Tensor, activation: Activation, size
 
 def _slope_of_a(dh: Tensor, h: Tensor, W: Tensor, activation: Activation, sizes: Any) -> Tensor:
     inverse = _INVERSE[activation.name]
-    wrong = Activation(
-        activation.name, activation.apply, activation.apply_, lambda states: activation.slope(inverse(states))
-    )
+    wrong = replace(activation, slope=lambda states: activation.slope(inverse(states)))
     return _backward(dh, h, W, wrong, sizes)
 
 
