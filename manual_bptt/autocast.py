@@ -13,9 +13,9 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return None
 
 
-def cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+def cast(value: Tensor, dtype: torch.dtype) -> Tensor:
     """Cast as autocast does: real numbers only, and no float64."""
-    if dtype is None or not value.is_floating_point() or value.dtype == torch.float64:
+    if not value.is_floating_point() or value.dtype == torch.float64:
         return value
     return value.to(dtype)
 

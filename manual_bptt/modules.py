@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from manual_bptt import checks, handover
 from manual_bptt.activations import ACTIVATIONS
-from manual_bptt.autocast import autocast_dtype, cast, without_autocast
+from manual_bptt.autocast import autocast_dtype, cast
 from manual_bptt.functional import run
 from manual_bptt.layouts import Layout, layout_of
 from manual_bptt.recurrence import Settings
@@ -131,19 +131,22 @@ class RNN(nn.RNNBase):
         weights = self._flat_weights
         if handover.wanted(weights) and self.nonlinearity in OF_TORCH and lengths is None:
             return _run_by_torch(self, input, hx)  # type: ignore[no-any-return]
-        layout, initial = self._checked(input, hx, lengths)
-        device = layout.steps.device
-        dtype = autocast_dtype(device)
-        with without_autocast(device):
-            layout.steps = cast(layout.steps, dtype)
-            if initial is None:
-                shape = (self.num_layers * self._directions, layout.B, self.hidden_size)
-                initial = torch.zeros(shape, dtype=layout.steps.dtype, device=device)
-            states, final = self._layers(layout, cast(initial, dtype), [cast(weight, dtype) for weight in weights])
+        layout, initial = self._checked(input, hx, lengths, weights[0])
+        dtype = autocast_dtype(layout.steps.device)
+        if dtype is None:
+            states, final = self._layers(layout, initial, weights)
+        else:
+            with torch.autocast(layout.steps.device.type, enabled=False):
+                layout.steps, *weights = (cast(value, dtype) for value in (layout.steps, *weights))
+                initial = None if initial is None else cast(initial, dtype)
+                states, final = self._layers(layout, initial, weights)
         return layout.output(states), layout.final(final)
 
-    def _layers(self, layout: Layout, initial: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _layers(self, layout: Layout, initial: Tensor | None, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The states of the last layer as steps, and the last ones of all layers, (layers * directions, B, H)."""
+        if initial is None:
+            shape = (self.num_layers * self._directions, layout.B, self.hidden_size)
+            initial = torch.zeros(shape, dtype=layout.steps.dtype, device=layout.steps.device)
         activation = _MODES[self.mode]
         record = None if self._record is None else self._record.next_call()
         each = 4 if self.bias else 2
@@ -169,21 +172,24 @@ class RNN(nn.RNNBase):
             steps = steps.clone()  # h itself is kept for backward; the output may be changed in place
         return steps, torch.stack(finals)
 
-    def _checked(self, input: Any, hx: Any, lengths: Any) -> tuple[Layout, Tensor | None]:
+    def _checked(self, input: Any, hx: Any, lengths: Any, weight: Tensor) -> tuple[Layout, Tensor | None]:
         """Raise what torch.nn.RNN raises; return the layout, and hx in its order."""
         if isinstance(input, PackedSequence):
             data: Tensor = input.data
-            self.check_input(data, input.batch_sizes)
+            self._check_sizes(data, input.batch_sizes, weight)
         else:
-            if input.dim() not in (2, 3):
-                raise ValueError(f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
             data = input
-            self._check_rank(hx, input.dim())
-            self.check_input(input if input.dim() == 3 else input.unsqueeze(0), None)
-            if input.is_nested:
-                _check_jagged(input)
+            if data.dim() not in (2, 3):
+                raise ValueError(f"RNN: Expected input to be 2D or 3D, got {data.dim()}D tensor instead")
+            if hx is not None and hx.dim() != data.dim():
+                batched = "batched" if data.dim() == 3 else "unbatched"
+                raise RuntimeError(
+                    f"For {batched} {data.dim()}-D input, hx should also be {data.dim()}-D but got {hx.dim()}-D tensor"
+                )
+            self._check_sizes(data if data.dim() == 3 else data.unsqueeze(0), None, weight)
+            if data.is_nested:
+                _check_jagged(data)
         lengths = _checked_lengths(lengths, input, self.batch_first)
-        weight = self._flat_weights[0]
         _check_alike("input", data, weight)
         layout = layout_of(input, self.batch_first, lengths)
         if layout.steps.shape[0] == 0:
@@ -195,11 +201,10 @@ class RNN(nn.RNNBase):
         _check_alike("hx", hx, weight)
         return layout, hx
 
-    @staticmethod
-    def _check_rank(hx: Any, dim: int) -> None:
-        if hx is not None and hx.dim() != dim:
-            batched = "batched" if dim == 3 else "unbatched"
-            raise RuntimeError(f"For {batched} {dim}-D input, hx should also be {dim}-D but got {hx.dim()}-D tensor")
+    def _check_sizes(self, data: Tensor, batch_sizes: Tensor | None, weight: Tensor) -> None:
+        dims = 3 if batch_sizes is None else 2
+        if data.dtype != weight.dtype or data.dim() != dims or data.shape[-1] != self.input_size:
+            self.check_input(data, batch_sizes)  # torch's own: it says what is wrong
 
     @property
     def _directions(self) -> int:
@@ -271,18 +276,27 @@ class RNNCell(nn.RNNCell):
         leaf = handover.leaf(self, (input, hx), {})
         if leaf is not None:
             return leaf  # type: ignore[no-any-return]
-        weights = (self.weight_ih, self.weight_hh, *(() if self.bias_ih is None else (self.bias_ih, self.bias_hh)))
+        biases = () if self.bias_ih is None else (self.bias_ih, self.bias_hh)
+        weights: Sequence[Tensor] = (self.weight_ih, self.weight_hh, *biases)
         if handover.wanted(weights) and self.nonlinearity in OF_TORCH:
             return super().forward(input, hx)
         x, h0 = self._checked(input, hx)
         dtype = autocast_dtype(x.device)
-        with without_autocast(x.device):
-            U, W, *biases = (cast(weight, dtype) for weight in weights)
-            b = biases[0] + biases[1] if biases else None
-            x = cast(x, dtype)
-            h0 = x.new_zeros(x.shape[0], self.hidden_size) if h0 is None else cast(h0, dtype)
-            h = run(x.unsqueeze(0), h0, U, W, b, Settings(ACTIVATIONS[self.nonlinearity])).squeeze(0)
+        if dtype is None:
+            h = self._step(x, h0, weights)
+        else:
+            with torch.autocast(x.device.type, enabled=False):
+                x, *weights = (cast(value, dtype) for value in (x, *weights))
+                h = self._step(x, None if h0 is None else cast(h0, dtype), weights)
         return h if input.dim() == 2 else h.squeeze(0)
+
+    def _step(self, x: Tensor, h0: Tensor | None, weights: Sequence[Tensor]) -> Tensor:
+        """The state after, (B, H)."""
+        U, W, *biases = weights
+        b = biases[0] + biases[1] if biases else None
+        if h0 is None:
+            h0 = torch.zeros(x.shape[0], self.hidden_size, dtype=x.dtype, device=x.device)
+        return run(x.unsqueeze(0), h0, U, W, b, Settings(ACTIVATIONS[self.nonlinearity])).squeeze(0)
 
     def _checked(self, input: Any, hx: Any) -> tuple[Tensor, Tensor | None]:
         """Raise what torch.nn.RNNCell raises; return input and hx with a batch."""

@@ -107,6 +107,8 @@ def recurrent_weight_gradient(da: Tensor, h: Tensor, h0: Tensor, sizes: Sequence
     if sizes is not None:
         return da.t() @ states_before(h, h0, sizes).conj()
     first = da[0].t() @ h0.conj()  # apart, so that the states need not be copied
+    if h.shape[0] == 1:
+        return first
     return torch.addmm(first, rows(da[1:]).t(), rows(h[:-1]).conj())
 
 

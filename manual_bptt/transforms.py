@@ -3,7 +3,7 @@
 PyTorch has no public question for some of these; every private name that the package uses stands here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
+from torch.overrides import has_torch_function
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 
@@ -40,9 +41,9 @@ def is_tracing() -> bool:
     return torch._C._get_tracing_state() is not None
 
 
-def are_expanded(weights: Iterable[object]) -> bool:
+def are_expanded(weights: Sequence[object]) -> bool:
     """Whether weights collect per-sample gradients for torch.nn.utils (call_for_per_sample_grads)."""
-    return any(isinstance(weight, ExpandedWeight) for weight in weights)
+    return has_torch_function(weights) and any(isinstance(weight, ExpandedWeight) for weight in weights)
 
 
 def _keeps(mode: object) -> bool:
