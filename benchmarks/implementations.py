@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +51,13 @@ class Functional:
         return {"dU": gradient(self.U), "dW": gradient(self.W), "db": gradient(self.b)}
 
 
-class TorchRNN:
-    """torch.nn.RNN: one layer, tanh; its second bias is zero and gets its gradient like the first."""
+class Module:
+    """torch.nn.RNN or a drop-in: one layer, tanh; its second bias is zero and gets its gradient like the first."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, module: Callable[..., nn.Module], problem: Problem):
         self.x, self.h0 = problem.x, problem.h0.unsqueeze(0)
         hidden_size, input_size = problem.U.shape
-        self.rnn = nn.RNN(input_size, hidden_size, device=problem.x.device, dtype=problem.x.dtype)
+        self.rnn: Any = module(input_size, hidden_size, device=problem.x.device, dtype=problem.x.dtype)
         numbers = {"weight_ih_l0": problem.U, "weight_hh_l0": problem.W, "bias_ih_l0": problem.b}
         self.rnn.load_state_dict({**numbers, "bias_hh_l0": torch.zeros_like(problem.b)})
 
@@ -67,7 +67,7 @@ class TorchRNN:
         return h
 
     def parameters(self) -> tuple[Tensor, ...]:
-        """Return nn.RNN's four parameters."""
+        """Return its four parameters."""
         return tuple(self.rnn.parameters())
 
     def gradients(self) -> dict[str, Tensor]:
@@ -96,6 +96,7 @@ def gradient(parameter: Tensor) -> Tensor:
 #: One more line is one more implementation: it is checked, timed and reported like the others.
 IMPLEMENTATIONS: dict[str, Callable[[Problem], Implementation]] = {
     "manual_bptt": partial(Functional, manual_bptt.rnn),
+    "manual_bptt.RNN": partial(Module, manual_bptt.RNN),
     "unrolled autograd": partial(Functional, unrolled),
-    PEER: TorchRNN,
+    PEER: partial(Module, nn.RNN),
 }
