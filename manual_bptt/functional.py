@@ -1,7 +1,10 @@
 """The public functions: shape checks and documentation, then the Function that does the work. No derivatives here."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from manual_bptt import checks
 from manual_bptt.activations import ACTIVATIONS
@@ -10,7 +13,7 @@ from manual_bptt.losses import DualSoftmaxCrossEntropy, DualSquaredError, Softma
 from manual_bptt.readout import DualReadout, Readout
 from manual_bptt.recurrence import Recurrence, Settings, are_tokens, states
 from manual_bptt.targets import weighted_targets
-from manual_bptt.transforms import apply, is_tracing, watched
+from manual_bptt.transforms import apply, is_tracing, is_transforming, watched
 
 
 def rnn(
@@ -62,15 +65,29 @@ def run(
     x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, settings: Settings, ended: Tensor | None = None
 ) -> Tensor:
     """Run a recurrence whose arguments have been checked, with as much of autograd as is asked for."""
-    if torch.compiler.is_compiling():
-        h: Tensor = CompiledRecurrence.apply(x, h0, U, W, b, ended, settings)  # type: ignore[no-untyped-call]
-    elif is_tracing():  # into torch's own operators, which can be saved
-        h = states(x, h0, U, W, b, ended, settings)
-    elif torch.is_grad_enabled() or watched(x, h0, U, W):
-        h = apply(Recurrence, x, h0, U, W, b, ended, settings)
-    else:  # apply costs as much as several small steps
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or watched(x, h0, U, W):
+        h: Tensor = call(Recurrence, CompiledRecurrence, x, h0, U, W, b, ended, settings)
+    else:  # a Function costs as much as several small steps
         h = states(x, h0, U, W, b, ended, settings)
     return h
+
+
+def call(function: type[Function], compiled: type[Function], *args: Any) -> Any:
+    """Call a hand-written Function in the form that whoever looks on can follow.
+
+    Args:
+        function: With a forward mode.
+        compiled: The same for torch.compile, without one.
+        args: What both take.
+    """
+    compiling = torch.compiler.is_compiling()
+    if is_tracing() or (compiling and is_transforming()):
+        # torch.jit.trace cannot save a Function, and torch.func inside torch.compile differentiates it wrongly:
+        # torch's own operators in its place
+        return function.forward(*args)
+    if compiling:
+        return compiled.apply(*args)  # type: ignore[no-untyped-call]
+    return apply(function, *args)
 
 
 def recurrence_arguments(
@@ -156,10 +173,7 @@ def readout(h: Tensor, V: Tensor, c: Tensor | None = None) -> Tensor:
     """
     readout_arguments("readout", h, V, c)
     batched = h if h.ndim > 1 else h.unsqueeze(0)
-    if torch.compiler.is_compiling():
-        o: Tensor = Readout.apply(batched, V, c)  # type: ignore[no-untyped-call]
-    else:
-        o = apply(DualReadout, batched, V, c)
+    o: Tensor = call(DualReadout, Readout, batched, V, c)
     return o if h.ndim > 1 else o.squeeze(0)
 
 
@@ -213,10 +227,7 @@ def softmax_cross_entropy(
     checks.integer("softmax_cross_entropy", "ignore_index", ignore_index)
     used, y, w = weighted_targets("softmax_cross_entropy", "y", o, y, time, batch, ignore_index)
     loss: Tensor
-    if torch.compiler.is_compiling():
-        loss, _ = SoftmaxCrossEntropy.apply(used, y, w)  # type: ignore[no-untyped-call]
-    else:
-        loss, _ = apply(DualSoftmaxCrossEntropy, used, y, w)
+    loss, _ = call(DualSoftmaxCrossEntropy, SoftmaxCrossEntropy, used, y, w)
     return loss
 
 
@@ -244,8 +255,5 @@ def squared_error(o: Tensor, y: Tensor, *, time: str = "sum", batch: str = "sum"
     Source: docs/derivation.md, F4 F5 and B1.
     """
     used, y, w = weighted_targets("squared_error", "y", o, y, time, batch, None)
-    if torch.compiler.is_compiling():
-        loss: Tensor = SquaredError.apply(used, y, w)  # type: ignore[no-untyped-call]
-    else:
-        loss = apply(DualSquaredError, used, y, w)
+    loss: Tensor = call(DualSquaredError, SquaredError, used, y, w)
     return loss

@@ -27,13 +27,18 @@ def watched(first: Tensor, *others: Tensor) -> bool:
         others: What else the kernel reads.
     """
     return (
-        torch._C._are_functorch_transforms_active()
+        is_transforming()
         or torch._C._get_dispatch_mode(_PROXY) is not None
         or (torch._C._len_torch_dispatch_stack() > 0 and any(map(_keeps, _get_current_dispatch_mode_stack())))
         or is_tracing()
         or torch._C._dispatch_keys(first).has(_BATCHED)
         or (forward_ad._current_level >= 0 and any(map(_has_tangent, (first, *others))))
     )
+
+
+def is_transforming() -> bool:
+    """Whether a transform of torch.func looks on."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def is_tracing() -> bool:
@@ -60,7 +65,7 @@ def apply(function: type[Function], *args: Any) -> Any:
 
     The rest is what apply itself does.
     """
-    if torch._C._are_functorch_transforms_active():
+    if is_transforming():
         return function.apply(*args)  # type: ignore[no-untyped-call]
     living = unwrap_dead_wrappers(args)
     plain: Any = super(Function, function)

@@ -4,15 +4,16 @@ Would catch a graph break, a graph that grows with T or is made anew for every T
 with another shape or dtype, and compiled numbers that differ from those of the same code run as it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from problems import NONLINEARITIES, seeded
-from torch import Tensor
+from torch import Tensor, func
 from torch.fx import GraphModule
 
-from manual_bptt import ElmanNetwork, rnn, softmax_cross_entropy, squared_error
+from manual_bptt import RNN, ElmanNetwork, rnn, softmax_cross_entropy, squared_error
 from manual_bptt.compiled import backward_kernel, forward_kernel
 
 pytestmark = pytest.mark.filterwarnings(
@@ -109,3 +110,44 @@ def test_a_second_backward_is_refused_and_not_half_computed(backend):
     (dW,) = torch.autograd.grad(compiled(W), W, create_graph=True)
     with pytest.raises(RuntimeError, match=r"does not require grad|does not currently support double backward"):
         torch.autograd.grad(dW.square().sum(), W)
+
+
+def square_of(model: torch.nn.Module, parameters: dict[str, Tensor], *args: Tensor, **options: Tensor) -> Tensor:
+    return func.functional_call(model, parameters, args, options)[0].square().sum()
+
+
+TRANSFORMED: dict[str, Callable[[RNN, dict[str, Tensor], Tensor, Tensor], Any]] = {
+    "grad": lambda model, p, x, n: func.grad(lambda p: square_of(model, p, x))(p),
+    "vmap": lambda model, p, x, n: func.vmap(lambda x: func.functional_call(model, p, (x,))[0], 1)(x),
+    "per-sample": lambda model, p, x, n: func.vmap(
+        lambda x, n: func.grad(lambda p: square_of(model, p, x[:, None], lengths=n[None]))(p), (1, 0)
+    )(x, n),
+    "jvp": lambda model, p, x, n: func.jvp(lambda x: model(x)[0], (x,), (2 * x,))[1],
+    "hessian": lambda model, p, x, n: func.hessian(lambda x: square_of(model, p, x))(x[:2, :1]),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMED)
+def test_transforms_of_torch_func_inside_a_compiled_function(transform):
+    """Torch differentiates a Function wrongly there, and says nothing: its own operators run in the Function's place."""
+    model = RNN(4, 6, 2, bidirectional=True, dtype=torch.float64)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    x, lengths = batch(5, 3)[0], torch.tensor([5, 0, 2])
+    compiled = torch.compile(TRANSFORMED[transform], fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(
+        compiled(model, parameters, x, lengths), TRANSFORMED[transform](model, parameters, x, lengths)
+    )
+
+
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, squared_error])
+def test_a_whole_network_under_torch_func_inside_a_compiled_function(loss):
+    model = network()
+    x, y = batch(5)
+    targets = y if loss is softmax_cross_entropy else torch.nn.functional.one_hot(y, 3).double()
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def gradient(p: dict[str, Tensor]) -> dict[str, Tensor]:
+        return func.grad(lambda p: loss(func.functional_call(model, p, (x,))[0], targets))(p)
+
+    compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(parameters), gradient(parameters), rtol=1e-12, atol=1e-12)
