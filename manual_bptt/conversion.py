@@ -38,7 +38,7 @@ def convert(model: Model) -> Model:
     for name, module in found.items():
         if getattr(module, "proj_size", 0) != 0:
             raise ValueError(f"convert: expected proj_size = 0 in {name}, got {module.proj_size}")
-    _warn_of_subclasses("convert", model, _HAND_WRITTEN)
+    _warn_of_subclasses("convert", model, tuple(_HAND_WRITTEN), done=tuple(_OF_TORCH))
     for module in found.values():
         _change_class(module, _HAND_WRITTEN)
         module.__dict__.pop("_flat_weights", None)  # torch's second list of the weights: a property of the new class
@@ -63,7 +63,7 @@ def restore(model: Model) -> Model:
         if module.nonlinearity not in modules.OF_TORCH:
             known = " or ".join(map(repr, modules.OF_TORCH))
             raise ValueError(f"restore: expected {known} as nonlinearity of {name}, got {module.nonlinearity!r}")
-    _warn_of_subclasses("restore", model, _OF_TORCH)
+    _warn_of_subclasses("restore", model, tuple(_OF_TORCH))
     for module in found.values():
         _change_class(module, _OF_TORCH)
     return model
@@ -81,10 +81,12 @@ def _class(module: nn.Module) -> type[nn.Module]:
     return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
 
 
-def _warn_of_subclasses(function: str, model: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]]) -> None:
+def _warn_of_subclasses(
+    function: str, model: nn.Module, classes: tuple[type[nn.Module], ...], done: tuple[type[nn.Module], ...] = ()
+) -> None:
     for name, module in model.named_modules():
         cls = _class(module)
-        if isinstance(module, tuple(classes)) and cls not in (*_HAND_WRITTEN, *_OF_TORCH):
+        if isinstance(module, classes) and cls not in classes and not issubclass(cls, done):
             where = f"{name} ({cls.__name__})" if name else cls.__name__
             warnings.warn(f"{function}: {where} is a class of its own and left as it is", stacklevel=3)
 

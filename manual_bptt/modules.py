@@ -54,7 +54,7 @@ class RNN(nn.RNNBase):
         TypeError: A size that is no int, or bias or batch_first that is no bool.
     """
 
-    _record: Any = None  # the GradientRecord of an open record_gradients
+    _recorder: Any = None  # of an open record_gradients
 
     def __init__(
         self,
@@ -128,6 +128,12 @@ class RNN(nn.RNNBase):
         leaf = handover.leaf(self, (input, hx), {} if lengths is None else {"lengths": lengths})
         if leaf is not None:
             return leaf  # type: ignore[no-any-return]
+        if self._recorder is not None:
+            return self._recorder.run(self, input, hx, lengths)  # type: ignore[no-any-return]
+        return self._run(input, hx, lengths)
+
+    def _run(self, input: Any, hx: Tensor | None, lengths: Any) -> tuple[Any, Tensor]:
+        """The forward pass."""
         weights = self._flat_weights
         if handover.wanted(weights) and self.nonlinearity in OF_TORCH and lengths is None:
             return _run_by_torch(self, input, hx)  # type: ignore[no-any-return]
@@ -148,7 +154,7 @@ class RNN(nn.RNNBase):
             shape = (self.num_layers * self._directions, layout.B, self.hidden_size)
             initial = torch.zeros(shape, dtype=layout.steps.dtype, device=layout.steps.device)
         activation = _MODES[self.mode]
-        record = None if self._record is None else self._record.next_call()
+        record = None if self._recorder is None else self._recorder.next_call()
         each = 4 if self.bias else 2
         steps, starts = layout.steps, initial.unbind(0)
         finals: list[Tensor] = []
@@ -160,7 +166,7 @@ class RNN(nn.RNNBase):
                 U, W, *biases = weights[place * each : (place + 1) * each]
                 b = biases[0] + biases[1] if biases else None
                 turn = layout.reverse if reverse else _as_it_is
-                observe = record and partial(record, f"l{layer}{'_reverse' if reverse else ''}", layout.output, turn)
+                observe = record and partial(record, f"l{layer}{'_reverse' if reverse else ''}", layout, turn)
                 settings = Settings(activation, layout.sizes, observe)
                 h = run(turn(steps), h0, U, W, b, settings, layout.ended)
                 finals.append(layout.last(h, h0))
@@ -225,6 +231,11 @@ class RNN(nn.RNNBase):
 
     def flatten_parameters(self) -> None:
         """Do nothing: there is no cuDNN here that would want all weights in one block."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        state.pop("_recorder", None)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

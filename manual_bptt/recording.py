@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manual_bptt import recurrence
+from manual_bptt.layouts import Layout
 from manual_bptt.modules import RNN
+from manual_bptt.transforms import watched
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,23 +48,41 @@ class GradientRecord:
             raise KeyError(f"{name!r}: recorded are {', '.join(recorded)}")
         return recorded[name]
 
+
+class _Recorder:
+    """What a module holds while it is recorded. A copy of the module is not recorded, nor is one that was pickled."""
+
+    def __init__(self, record: GradientRecord) -> None:
+        self.record = record
+        reason = "record_gradients looks at the backward pass"
+        self.run = torch.compiler.disable(RNN._run, reason=reason)  # type: ignore[no-untyped-call]
+
     def next_call(self) -> Callable[..., None]:
         """Begin a call of the module; what is returned records one layer and direction of it.
 
-        Its arguments are the name, how steps become the module's output, how they are turned into the direction of
-        the input, and dh and da.
+        Its arguments are the name, the layout, how steps are turned into the direction of the input, and what the
+        backward pass observes.
         """
-        if torch.compiler.is_compiling():
-            raise RuntimeError("record_gradients: expected the module to run as it is, got it under torch.compile")
         call: dict[str, StateGradients] = {}
-        self.calls.append(call)
+        self.record.calls.append(call)
 
         def record(
-            name: str, output: Callable[[Tensor], Any], turn: Callable[[Tensor], Tensor], dh: Tensor, da: Tensor
+            name: str, layout: Layout, turn: Callable[[Tensor], Tensor], dh: Tensor, da: Tensor, W: Tensor
         ) -> None:
-            call[name] = StateGradients(dh=output(turn(dh)), da=output(turn(da.clone())))
+            if watched(dh, da, W):
+                raise RuntimeError("record_gradients: expected a plain backward pass, got one under a transform")
+            if layout.ended is not None:
+                dh = dh.masked_fill(layout.ended, 0)
+            dh = recurrence.state_gradient(dh.detach(), da, W, layout.sizes)
+            call[name] = StateGradients(dh=layout.output(turn(dh)), da=layout.output(turn(da.detach().clone())))
 
         return record
+
+    def __deepcopy__(self, _: object) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
 
 
 @contextmanager
@@ -83,17 +104,18 @@ def record_gradients(module: RNN) -> Iterator[GradientRecord]:
 
     Raises:
         TypeError: module is something else.
-        RuntimeError: It is being recorded already, or called under torch.compile.
+        RuntimeError: It is being recorded already; or, in the backward pass, gradients are batched or taken by a
+            transform of torch.func. torch.compile leaves the module out of its graph, and fullgraph=True refuses that.
 
     Memory: two tensors (T, B, H) for every call, layer and direction, as long as the record lives.
     Source: docs/derivation.md, B3 and B4.
     """
     if not isinstance(module, RNN):
         raise TypeError(f"record_gradients: expected module to be a manual_bptt.RNN, got {type(module).__name__}")
-    if module._record is not None:
+    if module._recorder is not None:
         raise RuntimeError("record_gradients: expected a module that is not being recorded already")
-    module._record = GradientRecord()
+    module._recorder = _Recorder(GradientRecord())
     try:
-        yield module._record
+        yield module._recorder.record
     finally:
-        del module._record
+        del module._recorder

@@ -33,12 +33,12 @@ class Settings:
     Attributes:
         activation: f of F2.
         sizes: Sequences at each step where x are the rows of sequences of different lengths; None for (T, B, D).
-        observe: Called in the backward pass with the total dh (B3) and da (B4), each shaped as h.
+        observe: Called in the backward pass with the part of dh from outside, da (B4) and W.
     """
 
     activation: Activation
     sizes: Sequence[int] | None = None
-    observe: Callable[[Tensor, Tensor], None] | None = None
+    observe: Callable[[Tensor, Tensor, Tensor], None] | None = None
 
 
 def states(
@@ -86,7 +86,7 @@ def through_time(dh: Tensor, h: Tensor, W: Tensor, ended: Tensor | None, setting
 
 @torch.no_grad()
 def state_gradient(dh: Tensor, da: Tensor, W: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
-    """B3: the total dh (T, B, H), the part of it from outside and what comes back through the next step; detached."""
+    """B3: the total dh (T, B, H) from its part from outside and what comes back through the next step; detached."""
     total = dh.clone()
     later = da @ W.conj()
     if sizes is None:
@@ -217,8 +217,7 @@ class Recurrence(Function):
         with without_autocast(dh.device):
             da = through_time(dh, h, W, ended, settings)
             if settings.observe is not None:
-                outside = dh if ended is None else dh.masked_fill(ended, 0)
-                settings.observe(state_gradient(outside, da, W, settings.sizes), da.detach())
+                settings.observe(dh, da, W)
             return gradients(da, x, h0, U, W, h, ctx.D, settings.sizes, ctx.needs_input_grad)
 
 
