@@ -13,11 +13,14 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return None
 
 
+def cast_dtype(value: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """What autocast to a dtype makes of a tensor's: it casts real numbers only, and no float64."""
+    return dtype if value.is_floating_point() and value.dtype != torch.float64 else value.dtype
+
+
 def cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast as autocast does: real numbers only, and no float64."""
-    if not value.is_floating_point() or value.dtype == torch.float64:
-        return value
-    return value.to(dtype)
+    """Cast as autocast does."""
+    return value.to(cast_dtype(value, dtype))
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:

@@ -24,7 +24,8 @@ def forward_kernel(a: Tensor, h0: Tensor, W: Tensor, nonlinearity: str) -> Tenso
 @torch.library.custom_op("manual_bptt::backward", mutates_args=())
 def backward_kernel(dh: Tensor, h: Tensor, W: Tensor, nonlinearity: str) -> Tensor:
     """Run B3 B4."""
-    return eager.backward(dh, h, W, ACTIVATIONS[nonlinearity])
+    activation = ACTIVATIONS[nonlinearity]
+    return eager.backward(dh, activation.slope(h), W, activation)
 
 
 @forward_kernel.register_fake

@@ -50,11 +50,12 @@ class Dense:
         """Bring final states (L, B, H) into the order of the input."""
         return hidden if self.batched else hidden.squeeze(1)
 
-    def output(self, steps: Tensor) -> Any:
-        """Bring states into the layout of the input."""
-        if not self.batched:
-            return steps.squeeze(1)
-        return steps.transpose(0, 1) if self.transposed else steps
+    def output(self, steps: Tensor, copy: bool = False) -> Any:
+        """Bring states into the layout of the input, with the strides that torch.nn.RNN's output has."""
+        output = steps if self.batched else steps.squeeze(1)
+        if self.transposed:
+            output = output.transpose(0, 1)
+        return output.clone() if copy else output
 
 
 class Jagged(Dense):
@@ -67,8 +68,8 @@ class Jagged(Dense):
         sequence, time = _places(self.lengths, input.values().shape[0])
         self.rows = time * self.B + sequence
 
-    def output(self, steps: Tensor) -> Any:
-        """Bring states into the layout of the input."""
+    def output(self, steps: Tensor, copy: bool = False) -> Any:
+        """Bring states into the layout of the input; always a copy."""
         rows = steps.flatten(0, 1).index_select(0, self.rows)
         return torch.nested.nested_tensor_from_jagged(rows, offsets=self.offsets)
 
@@ -101,9 +102,10 @@ class Packed:
         """Bring final states (L, B, H) into the order of the input."""
         return hidden if self.unsorted_indices is None else hidden.index_select(1, self.unsorted_indices)
 
-    def output(self, steps: Tensor) -> Any:
+    def output(self, steps: Tensor, copy: bool = False) -> Any:
         """Bring states into the layout of the input."""
-        return PackedSequence(steps, self.batch_sizes, self.sorted_indices, self.unsorted_indices)
+        rows = steps.clone() if copy else steps
+        return PackedSequence(rows, self.batch_sizes, self.sorted_indices, self.unsorted_indices)
 
     def _lengths(self) -> Tensor:
         return (self.batch_sizes.unsqueeze(1) > torch.arange(self.B)).sum(0)
@@ -117,18 +119,20 @@ class Packed:
 class Unpacked(Packed):
     """A PackedSequence as (T, B, D), for torch.compile: batch sizes have no values there to split rows by."""
 
-    def __init__(self, input: PackedSequence) -> None:
+    def __init__(self, input: PackedSequence, hx: Tensor | None) -> None:
+        """Take the number of sequences from the initial states where there are any: it need not be guessed then."""
         rows, self.batch_sizes, self.sorted_indices, self.unsorted_indices = input
         self.sizes = None
-        T, self.B = self.batch_sizes.shape[0], int(self.batch_sizes[0])
+        T = self.batch_sizes.shape[0]
+        self.B = int(self.batch_sizes[0]) if hx is None else hx.shape[1]
         self.lengths = self._lengths().to(rows.device)
         time, sequence = _places(self.batch_sizes, rows.shape[0])
         self.rows = (time * self.B + sequence).to(rows.device)
         padded = rows.new_zeros(T * self.B, rows.shape[1]).index_copy(0, self.rows, rows)
         self.steps = padded.view(T, self.B, rows.shape[1])
 
-    def output(self, steps: Tensor) -> Any:
-        """Bring states into the layout of the input."""
+    def output(self, steps: Tensor, copy: bool = False) -> Any:
+        """Bring states into the layout of the input; always a copy."""
         return super().output(steps.flatten(0, 1).index_select(0, self.rows))
 
 
@@ -165,11 +169,11 @@ class Padded:
 Layout = Dense | Packed | Padded
 
 
-def layout_of(input: Tensor | PackedSequence, batch_first: bool, lengths: Tensor | None) -> Layout:
+def layout_of(input: Tensor | PackedSequence, batch_first: bool, lengths: Tensor | None, hx: Tensor | None) -> Layout:
     """Find the layout of a module's input, which has been checked."""
     if isinstance(input, PackedSequence):
         if torch.compiler.is_compiling():
-            unpacked = Unpacked(input)
+            unpacked = Unpacked(input, hx)
             return Padded(unpacked, unpacked.lengths)
         return Packed(input)
     if input.is_nested:

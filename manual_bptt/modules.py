@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from manual_bptt import checks, handover
 from manual_bptt.activations import ACTIVATIONS
-from manual_bptt.autocast import autocast_dtype, cast
+from manual_bptt.autocast import autocast_dtype, cast, cast_dtype
 from manual_bptt.functional import run
 from manual_bptt.layouts import Layout, layout_of
 from manual_bptt.recurrence import Settings
@@ -146,7 +146,9 @@ class RNN(nn.RNNBase):
                 layout.steps, *weights = (cast(value, dtype) for value in (layout.steps, *weights))
                 initial = None if initial is None else cast(initial, dtype)
                 states, final = self._layers(layout, initial, weights)
-        return layout.output(states), layout.final(final)
+        # in one direction the states are kept for backward: whoever changes the output in place changes a copy
+        output = layout.output(states, copy=states.requires_grad and not self.bidirectional)
+        return output, layout.final(final)
 
     def _layers(self, layout: Layout, initial: Tensor | None, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The states of the last layer as steps, and the last ones of all layers, (layers * directions, B, H)."""
@@ -156,15 +158,15 @@ class RNN(nn.RNNBase):
         activation = _MODES[self.mode]
         record = None if self._recorder is None else self._recorder.next_call()
         each = 4 if self.bias else 2
-        steps, starts = layout.steps, initial.unbind(0)
+        steps = layout.steps
         finals: list[Tensor] = []
         for layer in range(self.num_layers):
             outputs = []
             for reverse in (False, True)[: self._directions]:
                 place = len(finals)
-                h0 = starts[place]
+                h0 = initial[place]
                 U, W, *biases = weights[place * each : (place + 1) * each]
-                b = biases[0] + biases[1] if biases else None
+                b = _sum(biases)
                 turn = layout.reverse if reverse else _as_it_is
                 observe = record and partial(record, f"l{layer}{'_reverse' if reverse else ''}", layout, turn)
                 settings = Settings(activation, layout.sizes, observe)
@@ -174,8 +176,6 @@ class RNN(nn.RNNBase):
             steps = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
             if self.training and self.dropout > 0 and layer + 1 < self.num_layers:
                 steps = functional.dropout(steps, self.dropout)
-        if len(outputs) == 1 and steps.requires_grad:
-            steps = steps.clone()  # h itself is kept for backward; the output may be changed in place
         return steps, torch.stack(finals)
 
     def _checked(self, input: Any, hx: Any, lengths: Any, weight: Tensor) -> tuple[Layout, Tensor | None]:
@@ -192,19 +192,19 @@ class RNN(nn.RNNBase):
                 raise RuntimeError(
                     f"For {batched} {data.dim()}-D input, hx should also be {data.dim()}-D but got {hx.dim()}-D tensor"
                 )
-            self._check_sizes(data if data.dim() == 3 else data.unsqueeze(0), None, weight)
             if data.is_nested:
                 _check_jagged(data)
+            self._check_sizes(data if data.dim() == 3 else data.unsqueeze(0), None, weight)
         lengths = _checked_lengths(lengths, input, self.batch_first)
         _check_alike("input", data, weight)
-        layout = layout_of(input, self.batch_first, lengths)
+        layout = layout_of(input, self.batch_first, lengths, hx)
         if layout.steps.shape[0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         if hx is None:
             return layout, None
         hx = layout.hidden(hx)
         self.check_hidden_size(hx, (self.num_layers * self._directions, layout.B, self.hidden_size))
-        _check_alike("hx", hx, weight)
+        _check_alike("hidden", hx, weight)
         return layout, hx
 
     def _check_sizes(self, data: Tensor, batch_sizes: Tensor | None, weight: Tensor) -> None:
@@ -304,10 +304,13 @@ class RNNCell(nn.RNNCell):
     def _step(self, x: Tensor, h0: Tensor | None, weights: Sequence[Tensor]) -> Tensor:
         """The state after, (B, H)."""
         U, W, *biases = weights
-        b = biases[0] + biases[1] if biases else None
+        b = _sum(biases)
         if h0 is None:
             h0 = torch.zeros(x.shape[0], self.hidden_size, dtype=x.dtype, device=x.device)
-        return run(x.unsqueeze(0), h0, U, W, b, Settings(ACTIVATIONS[self.nonlinearity])).squeeze(0)
+        activation = ACTIVATIONS[self.nonlinearity]
+        if torch.compiler.is_compiling():
+            return run(x.unsqueeze(0), h0, U, W, b, Settings(activation)).squeeze(0)
+        return run(x, h0, U, W, b, Settings(activation, sizes=(x.shape[0],)))  # rows of one step: no view of anything
 
     def _checked(self, input: Any, hx: Any) -> tuple[Tensor, Tensor | None]:
         """Raise what torch.nn.RNNCell raises; return input and hx with a batch."""
@@ -315,7 +318,7 @@ class RNNCell(nn.RNNCell):
             raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
         if hx is not None and hx.dim() not in (1, 2):
             raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
-        if self.nonlinearity not in ACTIVATIONS:
+        if self.nonlinearity not in tuple(ACTIVATIONS):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         x = input if input.dim() == 2 else input.unsqueeze(0)
         if x.shape[1] != self.input_size:
@@ -328,8 +331,13 @@ class RNNCell(nn.RNNCell):
             raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden0 batch size {h0.shape[0]}")
         if h0.shape[1:] != (self.hidden_size,):
             raise RuntimeError(f"hidden0 has inconsistent hidden_size: got {h0.shape[1]}, expected {self.hidden_size}")
-        _check_alike("hx", hx, self.weight_ih)
+        _check_alike("hidden", hx, self.weight_ih)
         return x, h0
+
+
+def _sum(biases: Sequence[Tensor]) -> Tensor | None:
+    """The two biases in one. Both have the same gradient, but not in the same memory: somebody may clip it in place."""
+    return biases[0] + biases[1] * 1 if biases else None
 
 
 def _as_it_is(steps: Tensor) -> Tensor:
@@ -337,18 +345,19 @@ def _as_it_is(steps: Tensor) -> Tensor:
 
 
 def _check_alike(symbol: str, value: Tensor, weight: Tensor) -> None:
-    """RuntimeError for another device than the weights', or, but for autocast, another dtype."""
+    """RuntimeError for another device than the weights', or another dtype that autocast does not cast either."""
     if value.device != weight.device:
-        kind = "hidden" if symbol == "hx" else "input"
-        raise RuntimeError(
-            f"Input and {'hidden' if symbol == 'hx' else 'parameter'} tensors are not at the same device, found "
-            f"{kind} tensor at {value.device} and parameter tensor at {weight.device}"
-        )
-    if value.dtype != weight.dtype and autocast_dtype(value.device) is None:
-        raise RuntimeError(
-            f"{symbol} and weights must have the same dtype, but got {value.dtype} and {weight.dtype}; "
-            f"convert it with {symbol}.to({weight.dtype})"
-        )
+        found = f"found {symbol} tensor at {value.device} and parameter tensor at {weight.device}"
+        if symbol == "hidden":
+            found = f"found input tensor at {weight.device} and hidden tensor at {value.device}"
+        other = "hidden" if symbol == "hidden" else "parameter"
+        raise RuntimeError(f"Input and {other} tensors are not at the same device, {found}")
+    if value.dtype != weight.dtype:
+        dtype = autocast_dtype(value.device)
+        if dtype is None or cast_dtype(value, dtype) != cast_dtype(weight, dtype):
+            raise RuntimeError(
+                f"{symbol} and weights must have the same dtype, but got {value.dtype} and {weight.dtype}"
+            )
 
 
 def _check_jagged(input: Tensor) -> None:
@@ -369,7 +378,12 @@ def _checked_lengths(lengths: Any, input: Any, batch_first: bool) -> Tensor | No
         kind = "one sequence (T, D)" if isinstance(input, Tensor) and input.dim() == 2 else type(input).__name__
         raise TypeError(f"RNN: expected no lengths beside {kind}, which has its own")
     if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(list(lengths), dtype=torch.int64)
+        if not isinstance(lengths, Iterable):
+            raise TypeError(f"RNN: expected lengths to be a tensor or ints, got {type(lengths).__name__}")
+        lengths = list(lengths)
+        for length in lengths:
+            checks.integer("RNN", "every one of lengths", length)
+        lengths = torch.tensor(lengths, dtype=torch.int64)
     assert isinstance(lengths, Tensor)
     if lengths.dtype not in checks.TOKEN_DTYPES:
         raise TypeError(f"RNN: expected lengths of dtype torch.int64 or torch.int32, got {lengths.dtype}")

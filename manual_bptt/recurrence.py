@@ -73,15 +73,16 @@ def states_before(h: Tensor, h0: Tensor, sizes: Sequence[int] | None = None) -> 
     if sizes is None:
         return torch.cat((h0.unsqueeze(0), h[:-1]))
     steps = eager.split(h, sizes)[:-1]
-    return torch.cat((h0, *(h_t[:running] for h_t, running in zip(steps, sizes[1:], strict=True))))
+    return torch.cat((h0, *(h_t[:running] for h_t, running in zip(steps, sizes[1:], strict=True)))) if steps else h0
 
 
 def through_time(dh: Tensor, h: Tensor, W: Tensor, ended: Tensor | None, settings: Settings) -> Tensor:
     """B3, B4: da (T, B, H) from the part of dh that comes from outside; differentiable when grad mode is on."""
+    slope = settings.activation.slope(h.conj())
     if ended is not None:
-        dh = dh.masked_fill(ended, 0)
+        dh, slope = dh.masked_fill(ended, 0), slope.masked_fill(ended, 0)
     kernel = eager.functional_backward if torch.is_grad_enabled() or watched(dh, h, W) else eager.backward
-    return kernel(dh, h.conj(), W.conj(), settings.activation, settings.sizes)
+    return kernel(dh, slope, W.conj(), settings.activation, settings.sizes)
 
 
 @torch.no_grad()

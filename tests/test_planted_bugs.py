@@ -76,34 +76,36 @@ class Plant:
         return make_problem(nonlinearity=self.nonlinearity, **options)
 
 
-def without_carry(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
-    return activation.slope(h) * dh
+def without_carry(right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
+    return slope * dh
 
 
-def transposed_carry(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
-    return right(dh, h, W.t(), activation)
+def transposed_carry(right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
+    return right(dh, slope, W.t(), activation)
 
 
-def carry_of_da_not_through_slope(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
+def carry_of_da_not_through_slope(
+    right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any
+) -> Tensor:
     carried = dh.clone()
     for t in range(len(dh) - 2, -1, -1):
         carried[t] += carried[t + 1] @ W
-    return activation.slope(h) * carried
+    return slope * carried
 
 
-def unwritten_first_step(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
+def unwritten_first_step(right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
     da = torch.empty_like(dh)
-    da[1:] = right(dh, h, W, activation)[1:]
+    da[1:] = right(dh, slope, W, activation)[1:]
     return da
 
 
-def first_step_skipped(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
-    da = right(dh, h, W, activation)
+def first_step_skipped(right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
+    da = right(dh, slope, W, activation)
     return torch.cat((torch.zeros_like(da[:1]), da[1:]))
 
 
-def truncated_after_two_steps(right: Any, dh: Tensor, h: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
-    return torch.cat((right(dh[:-2], h[:-2], W, activation), right(dh[-2:], h[-2:], W, activation)))
+def truncated_after_two_steps(right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
+    return torch.cat((right(dh[:-2], slope[:-2], W, activation), right(dh[-2:], slope[-2:], W, activation)))
 
 
 def states_of_their_own_step(right: Any, da: Tensor, h: Tensor, h0: Tensor, sizes: Any = None) -> Tensor:

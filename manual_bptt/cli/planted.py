@@ -15,8 +15,10 @@ from torch import Tensor
 from manual_bptt import recurrence
 from manual_bptt.activations import ACTIVATIONS, Activation
 from manual_bptt.kernels import eager
+from manual_bptt.recurrence import Settings
 
 _backward = eager.backward
+_through_time = recurrence.through_time
 _dW = recurrence.recurrent_weight_gradient
 _INVERSE = {"tanh": torch.atanh, "sigmoid": torch.logit}  # a from h, where f' at a differs from f' at h
 
@@ -48,18 +50,18 @@ class Mistake:
             yield
 
 
-def _carry_dropped(dh: Tensor, h: Tensor, W: Tensor, activation: Activation, sizes: Any) -> Tensor:
-    return activation.times(activation.slope(h), dh)
+def _carry_dropped(dh: Tensor, slope: Tensor, W: Tensor, activation: Activation, sizes: Any) -> Tensor:
+    return activation.times(slope, dh)
 
 
-def _W_transposed(dh: Tensor, h: Tensor, W: Tensor, activation: Activation, sizes: Any) -> Tensor:
-    return _backward(dh, h, W.t(), activation, sizes)
+def _W_transposed(dh: Tensor, slope: Tensor, W: Tensor, activation: Activation, sizes: Any) -> Tensor:
+    return _backward(dh, slope, W.t(), activation, sizes)
 
 
-def _slope_of_a(dh: Tensor, h: Tensor, W: Tensor, activation: Activation, sizes: Any) -> Tensor:
-    inverse = _INVERSE[activation.name]
-    wrong = replace(activation, slope=lambda states: activation.slope(inverse(states)))
-    return _backward(dh, h, W, wrong, sizes)
+def _slope_of_a(dh: Tensor, h: Tensor, W: Tensor, ended: Tensor | None, settings: Settings) -> Tensor:
+    right = settings.activation
+    wrong = replace(right, slope=lambda states: right.slope(_INVERSE[right.name](states)))
+    return _through_time(dh, h, W, ended, replace(settings, activation=wrong))
 
 
 def _state_after(da: Tensor, h: Tensor, h0: Tensor, sizes: Any = None) -> Tensor:
@@ -82,5 +84,5 @@ MISTAKES = (
     Mistake("h_t for h_{t-1} (B6)", frozenset({"W"}), recurrence, "recurrent_weight_gradient", _state_after),
     Mistake("db dropped (B5)", frozenset({"b"}), recurrence, "bias_gradient", _no_bias_gradient),
     Mistake("dW × 1.001 (B6)", frozenset({"W"}), recurrence, "recurrent_weight_gradient", _scaled),
-    Mistake("1 - a² for 1 - h² (B4)", _THROUGH_TIME, eager, "backward", _slope_of_a, ("tanh", "sigmoid")),
+    Mistake("1 - a² for 1 - h² (B4)", _THROUGH_TIME, recurrence, "through_time", _slope_of_a, ("tanh", "sigmoid")),
 )

@@ -54,21 +54,22 @@ def functional_forward(
     return join(steps, sizes)
 
 
-def backward(dh: Tensor, h: Tensor, W: Tensor, activation: Activation, sizes: Sequence[int] | None = None) -> Tensor:
-    """Run B3 and B4 back through time.
+def backward(
+    dh: Tensor, slope: Tensor, W: Tensor, activation: Activation, sizes: Sequence[int] | None = None
+) -> Tensor:
+    """Run B3 and B4 back through time, in place.
 
     Args:
         dh: (T, B, H) or (N, H), the part of dL/dh_t that comes from outside the recurrence (Vᵀ dL/do_t in B3).
-        h: As dh, the states.
+        slope: As dh, f'(a_t); each step is turned into dL/da_t.
         W: (H, H).
         activation: Entry of ACTIVATIONS.
         sizes: As `forward`.
 
     Returns:
-        da, shaped as h, a new tensor.
+        The storage of slope, now da.
     """
-    da = activation.slope(h)  # each step starts as f'(a_t) and is turned into dL/da_t in place
-    steps, outside = split(da, sizes), split(dh, sizes)
+    steps, outside = split(slope, sizes), split(dh, sizes)
     running = still_running(sizes, len(steps))
     activation.times(steps[-1], outside[-1], out=steps[-1])  # B4 at t = T, where nothing comes from later
     dh_t = torch.empty_like(steps[-1])
@@ -80,17 +81,17 @@ def backward(dh: Tensor, h: Tensor, W: Tensor, activation: Activation, sizes: Se
             dh_t = outside[t].clone()  # B3 of a sequence that ends at t
             dh_t[:on].addmm_(steps[t + 1], W)  # B3 of one that goes on
         activation.times(steps[t], dh_t, out=steps[t])  # B4: reverses F2
-    return da
+    return slope
 
 
 def functional_backward(
-    dh: Tensor, h: Tensor, W: Tensor, activation: Activation, sizes: Sequence[int] | None = None
+    dh: Tensor, slope: Tensor, W: Tensor, activation: Activation, sizes: Sequence[int] | None = None
 ) -> Tensor:
     """Compute what `backward` computes with nothing written in place: it can be differentiated again and batched.
 
-    Args and returns: as `backward`.
+    Args and returns: as `backward`, but in new storage.
     """
-    slopes, outside = split(activation.slope(h), sizes), split(dh, sizes)
+    slopes, outside = split(slope, sizes), split(dh, sizes)
     running = still_running(sizes, len(slopes))
     da_t = activation.times(slopes[-1], outside[-1])  # B4
     steps = [da_t]
