@@ -129,7 +129,7 @@ TRANSFORMED: dict[str, Callable[[RNN, dict[str, Tensor], Tensor, Tensor], Any]] 
 
 @pytest.mark.parametrize("transform", TRANSFORMED)
 def test_transforms_of_torch_func_inside_a_compiled_function(transform):
-    """Torch differentiates a Function wrongly there, and says nothing: its own operators run in the Function's place."""
+    """Torch differentiates a Function wrongly there, and says nothing: torch's operators run in its place."""
     model = RNN(4, 6, 2, bidirectional=True, dtype=torch.float64)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     x, lengths = batch(5, 3)[0], torch.tensor([5, 0, 2])
