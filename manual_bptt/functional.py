@@ -8,12 +8,12 @@ from torch.autograd import Function
 
 from manual_bptt import checks
 from manual_bptt.activations import ACTIVATIONS
-from manual_bptt.compiled import CompiledRecurrence
+from manual_bptt.compiled import compiled_recurrence
 from manual_bptt.losses import DualSoftmaxCrossEntropy, DualSquaredError, SoftmaxCrossEntropy, SquaredError
 from manual_bptt.readout import DualReadout, Readout
 from manual_bptt.recurrence import Recurrence, Settings, are_tokens, states
 from manual_bptt.targets import weighted_targets
-from manual_bptt.transforms import apply, is_tracing, is_transforming, watched
+from manual_bptt.transforms import apply, is_recording, is_transforming, watched
 
 
 def rnn(
@@ -65,8 +65,10 @@ def run(
     x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, settings: Settings, ended: Tensor | None = None
 ) -> Tensor:
     """Run a recurrence whose arguments have been checked, with as much of autograd as is asked for."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or watched(x, h0, U, W):
-        h: Tensor = call(Recurrence, CompiledRecurrence, x, h0, U, W, b, ended, settings)
+    if torch.compiler.is_compiling() and not is_transforming():
+        h: Tensor = compiled_recurrence(x, h0, U, W, b, ended, settings.activation.name)
+    elif not is_recording() and (torch.is_grad_enabled() or watched(x, h0, U, W)):
+        h = apply(Recurrence, x, h0, U, W, b, ended, settings)
     else:  # a Function costs as much as several small steps
         h = states(x, h0, U, W, b, ended, settings)
     return h
@@ -77,15 +79,12 @@ def call(function: type[Function], compiled: type[Function], *args: Any) -> Any:
 
     Args:
         function: With a forward mode.
-        compiled: The same for torch.compile, without one.
+        compiled: The same without one, for torch.compile.
         args: What both take.
     """
-    compiling = torch.compiler.is_compiling()
-    if is_tracing() or (compiling and is_transforming()):
-        # torch.jit.trace cannot save a Function, and torch.func inside torch.compile differentiates it wrongly:
-        # torch's own operators in its place
+    if is_recording():
         return function.forward(*args)
-    if compiling:
+    if torch.compiler.is_compiling():
         return compiled.apply(*args)  # type: ignore[no-untyped-call]
     return apply(function, *args)
 

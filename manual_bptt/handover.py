@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.utils._pytree import tree_leaves
 
 from manual_bptt.transforms import are_expanded, is_tracing
 
@@ -22,7 +23,7 @@ def wanted(weights: Sequence[Tensor]) -> bool:
 
 def leaf(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a tracer of torch.fx puts in the place of a call of the module, or None where none looks on."""
-    tracer: Any = next((value.tracer for value in (*args, *kwargs.values()) if isinstance(value, Proxy)), None)
-    if tracer is None:
+    tracer: Any = next((value.tracer for value in tree_leaves((args, kwargs)) if isinstance(value, Proxy)), None)
+    if tracer is None or tracer.root is module:
         return None
     return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)

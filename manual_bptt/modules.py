@@ -18,6 +18,7 @@ from manual_bptt.autocast import autocast_dtype, cast, cast_dtype
 from manual_bptt.functional import run
 from manual_bptt.layouts import Layout, layout_of
 from manual_bptt.recurrence import Settings
+from manual_bptt.transforms import is_tracing, is_transforming
 
 _run_by_torch: Any = nn.RNN.forward
 _MODES = {f"RNN_{name.upper()}": activation for name, activation in ACTIVATIONS.items()}
@@ -95,7 +96,6 @@ class RNN(nn.RNNBase):
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
-        *,
         lengths: Tensor | Iterable[int] | None = None,
     ) -> tuple[Any, Tensor]:
         """Run all layers and directions over a batch of sequences.
@@ -147,8 +147,8 @@ class RNN(nn.RNNBase):
                 initial = None if initial is None else cast(initial, dtype)
                 states, final = self._layers(layout, initial, weights)
         # in one direction the states are kept for backward: whoever changes the output in place changes a copy
-        output = layout.output(states, copy=states.requires_grad and not self.bidirectional)
-        return output, layout.final(final)
+        kept = states.requires_grad or is_transforming() or is_tracing()
+        return layout.output(states, copy=kept and not self.bidirectional), layout.final(final)
 
     def _layers(self, layout: Layout, initial: Tensor | None, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The states of the last layer as steps, and the last ones of all layers, (layers * directions, B, H)."""

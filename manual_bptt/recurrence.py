@@ -23,7 +23,7 @@ from torch.nn import functional
 from manual_bptt.activations import Activation
 from manual_bptt.autocast import without_autocast
 from manual_bptt.kernels import eager
-from manual_bptt.transforms import watched
+from manual_bptt.transforms import is_mapped, watched
 
 
 @dataclass(frozen=True)
@@ -200,9 +200,16 @@ class Recurrence(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep what backward and the forward mode read."""
-        keep(ctx, inputs, output)
-        x, h0, U, W, _, ended, _ = inputs
+        x, h0, U, W, _, ended, ctx.settings = inputs
+        need_dx, _, need_dU, need_dW = ctx.needs_input_grad[:4]
+        if is_mapped(ctx):
+            ctx.save_for_backward(x, h0, U, W, ended, output)
+        else:
+            ctx.save_for_backward(
+                x if need_dU else None, h0 if need_dW else None, U if need_dx else None, W, ended, output
+            )
         ctx.save_for_forward(x, h0, U, W, ended, output)
+        ctx.D = U.shape[1]
 
     @staticmethod
     def jvp(ctx: Any, *moved: Tensor | None) -> Tensor:
@@ -220,11 +227,3 @@ class Recurrence(Function):
             if settings.observe is not None:
                 settings.observe(dh, da, W)
             return gradients(da, x, h0, U, W, h, ctx.D, settings.sizes, ctx.needs_input_grad)
-
-
-def keep(ctx: Any, inputs: tuple[Any, ...], h: Tensor) -> None:
-    """Keep what the backward of a recurrence reads, and no more."""
-    x, h0, U, W, _, ended, ctx.settings = inputs
-    ctx.D = U.shape[1]
-    need_dx, _, need_dU, need_dW = ctx.needs_input_grad[:4]
-    ctx.save_for_backward(x if need_dU else None, h0 if need_dW else None, U if need_dx else None, W, ended, h)

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import WrappedCtx
 from torch._functorch.utils import unwrap_dead_wrappers
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function, forward_ad
 from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
 from torch.overrides import has_torch_function
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
+from torch.utils.flop_counter import _FlopCounterMode
 
 _BATCHED = torch._C._dispatch_key_parse("Batched")  # a gradient under autograd.grad(..., is_grads_batched=True)
 _PROXY = torch._C._TorchDispatchModeKey.PROXY  # make_fx, and torch.func.linearize by it
@@ -29,7 +32,7 @@ def watched(first: Tensor, *others: Tensor) -> bool:
     return (
         is_transforming()
         or torch._C._get_dispatch_mode(_PROXY) is not None
-        or (torch._C._len_torch_dispatch_stack() > 0 and any(map(_keeps, _get_current_dispatch_mode_stack())))
+        or (torch._C._len_torch_dispatch_stack() > 0 and any(map(_reads, _get_current_dispatch_mode_stack())))
         or is_tracing()
         or torch._C._dispatch_keys(first).has(_BATCHED)
         or (forward_ad._current_level >= 0 and any(map(_has_tangent, (first, *others))))
@@ -41,9 +44,24 @@ def is_transforming() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def is_recording() -> bool:
+    """Whether operators are recorded to be differentiated or saved by torch, and a Function would get lost.
+
+    torch.jit.trace cannot save one, torch.export drops its gradient, and torch.func inside torch.compile differentiates
+    it wrongly.
+    """
+    compiling = torch.compiler.is_compiling()
+    return is_tracing() or (compiling and (is_transforming() or torch.compiler.is_exporting()))
+
+
 def is_tracing() -> bool:
     """Whether torch.jit.trace looks on."""
     return torch._C._get_tracing_state() is not None
+
+
+def is_mapped(ctx: object) -> bool:
+    """Whether a Function's context is that of vmap, which takes what is saved for both modes to be the same tensors."""
+    return isinstance(ctx, WrappedCtx)
 
 
 def are_expanded(weights: Sequence[object]) -> bool:
@@ -51,9 +69,9 @@ def are_expanded(weights: Sequence[object]) -> bool:
     return has_torch_function(weights) and any(isinstance(weight, ExpandedWeight) for weight in weights)
 
 
-def _keeps(mode: object) -> bool:
-    """Whether a dispatch mode is selective checkpointing, which keeps results that must not be overwritten."""
-    return isinstance(mode, (_CachingTorchDispatchMode, _CachedTorchDispatchMode))
+def _reads(mode: object) -> bool:
+    """Whether a dispatch mode reads results: selective checkpointing, or a FLOP counter that knows no addmm_."""
+    return isinstance(mode, (_CachingTorchDispatchMode, _CachedTorchDispatchMode, _FlopCounterMode))
 
 
 def _has_tangent(value: Tensor) -> bool:
@@ -74,4 +92,5 @@ def apply(function: type[Function], *args: Any) -> Any:
 
 def has_values(value: Tensor) -> bool:
     """Whether the entries of a tensor can be looked at without making anybody wait or breaking a transform."""
-    return value.device.type == "cpu" and not torch.compiler.is_compiling() and not watched(value)
+    real = value.device.type == "cpu" and not isinstance(value, FakeTensor)
+    return real and not torch.compiler.is_compiling() and not watched(value)
