@@ -64,6 +64,17 @@ def test_links_lead_somewhere() -> None:
             assert (ROOT / target.partition("#")[0]).exists(), target
 
 
+def test_the_tests_that_hold_a_feature_are_there() -> None:
+    cells = re.findall(r"`((?:test_\w+\.py)?(?:::test_\w+)?)`", README)
+    file = ""
+    for cell in filter(None, cells):
+        named, _, function = cell.partition("::")
+        file = named or file
+        source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert not function or f"def {function}(" in source, cell
+    assert len(cells) > 40
+
+
 def test_the_equations_are_shown_as_they_stand_in_the_code() -> None:
     kernel = (ROOT / "manual_bptt" / "kernels" / "eager.py").read_text(encoding="utf-8")
     shown = re.findall(r"^\| \*\*B[34]\*\* .* \| `(.*)` \|$", README, flags=re.MULTILINE)

@@ -788,6 +788,7 @@ def cell_errors() -> dict[str, tuple[Callable[[Any], Any], bool]]:
         "input packed": (lambda m: m(packed([3, 2])), True),
         "no input": (lambda m: m(), True),
         "hidden=": (lambda m: m(x, hidden=hx), True),
+        "three arguments": (lambda m: m(x, hx, None), True),
         "a tensor for a weight": (lambda m: setattr(m, "weight_hh", torch.zeros(H, H)), True),
         "a weight of another size": (
             lambda m: setattr(m, "weight_hh", nn.Parameter(torch.zeros(H + 1, H + 1))) or m(x),
