@@ -135,7 +135,7 @@ class RNN(nn.RNNBase):
     def _run(self, input: Any, hx: Tensor | None, lengths: Any) -> tuple[Any, Tensor]:
         """The forward pass."""
         weights = self._flat_weights
-        if handover.wanted(weights) and self.nonlinearity in OF_TORCH and lengths is None:
+        if handover.wanted(weights) and _MODES[self.mode].name in OF_TORCH and lengths is None:
             return _run_by_torch(self, input, hx)  # type: ignore[no-any-return]
         layout, initial = self._checked(input, hx, lengths, weights[0])
         dtype = autocast_dtype(layout.steps.device)
