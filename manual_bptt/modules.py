@@ -3,6 +3,7 @@
 No mathematics: that is recurrence.py's. How the sequences of a batch lie in memory is layouts.py's.
 """
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -375,22 +376,30 @@ def _checked_lengths(lengths: Any, input: Any, batch_first: bool) -> Tensor | No
     if lengths is None:
         return None
     if isinstance(input, PackedSequence) or input.is_nested or input.dim() != 3:
-        kind = "one sequence (T, D)" if isinstance(input, Tensor) and input.dim() == 2 else type(input).__name__
-        raise TypeError(f"RNN: expected no lengths beside {kind}, which has its own")
+        if isinstance(input, Tensor) and input.dim() == 2:
+            raise TypeError("RNN: expected no lengths beside one sequence (T, D): add a batch axis to both")
+        raise TypeError(f"RNN: expected no lengths beside a {type(input).__name__}, which has its own")
     if not isinstance(lengths, Tensor):
         if not isinstance(lengths, Iterable):
             raise TypeError(f"RNN: expected lengths to be a tensor or ints, got {type(lengths).__name__}")
-        lengths = list(lengths)
-        for length in lengths:
-            checks.integer("RNN", "every one of lengths", length)
-        lengths = torch.tensor(lengths, dtype=torch.int64)
+        lengths = torch.tensor([_int(length) for length in lengths], dtype=torch.int64)
     assert isinstance(lengths, Tensor)
     if lengths.dtype not in checks.TOKEN_DTYPES:
         raise TypeError(f"RNN: expected lengths of dtype torch.int64 or torch.int32, got {lengths.dtype}")
     B, T = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
     checks.shape("RNN", "lengths", lengths, "B", (B,))
     checks.in_range("RNN", "lengths", lengths, "T", T)
+    if lengths.is_meta and not input.is_meta:
+        raise ValueError(f"RNN: expected lengths with values, on {input.device} like input, got them on meta")
     return lengths.to(input.device)
+
+
+def _int(length: Any) -> Any:
+    if isinstance(length, int) and not isinstance(length, bool):
+        return length  # under torch.compile a symbol
+    if isinstance(length, (bool, Tensor)) or not hasattr(length, "__index__"):
+        raise TypeError(f"RNN: expected lengths to be ints, got a {type(length).__name__} among them")
+    return operator.index(length)
 
 
 def _names(table: Mapping[str, Any]) -> str:

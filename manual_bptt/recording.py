@@ -41,12 +41,31 @@ class GradientRecord:
         self.calls: list[dict[str, StateGradients]] = []
 
     def __getitem__(self, name: str) -> StateGradients:
-        recorded = next((call for call in reversed(self.calls) if call), None)
-        if recorded is None:
-            raise KeyError(f"{name!r}: no backward pass has gone through the module yet")
+        recorded = self._last()
+        if not recorded:
+            calls = (
+                f"none of the {len(self.calls)} recorded calls has" if self.calls else "no call was recorded to have"
+            )
+            raise KeyError(f"{name!r}: {calls} had a backward pass")
         if name not in recorded:
-            raise KeyError(f"{name!r}: recorded are {', '.join(recorded)}")
+            raise KeyError(f"{name!r}: recorded are {', '.join(sorted(recorded))}")
         return recorded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._last()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._last()))
+
+    def __len__(self) -> int:
+        return len(self._last())
+
+    def __repr__(self) -> str:
+        return f"GradientRecord({', '.join(self)}; calls: {len(self.calls)})"
+
+    def _last(self) -> dict[str, StateGradients]:
+        """The last call that has had a backward pass."""
+        return next((call for call in reversed(self.calls) if call), {})
 
 
 class _Recorder:
@@ -111,9 +130,12 @@ def record_gradients(module: RNN) -> Iterator[GradientRecord]:
     Source: docs/derivation.md, B3 and B4.
     """
     if not isinstance(module, RNN):
-        raise TypeError(f"record_gradients: expected module to be a manual_bptt.RNN, got {type(module).__name__}")
+        kind = type(module)
+        raise TypeError(
+            f"record_gradients: expected module to be a manual_bptt.RNN, got {kind.__module__}.{kind.__name__}"
+        )
     if module._recorder is not None:
-        raise RuntimeError("record_gradients: expected a module that is not being recorded already")
+        raise RuntimeError("record_gradients: expected a module that is not being recorded already, got one that is")
     module._recorder = _Recorder(GradientRecord())
     try:
         yield module._recorder.record
