@@ -49,7 +49,7 @@ def _backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
     x, h0, U, W, ended, h = ctx.saved_tensors
     outside = dh if ended is None else dh.masked_fill(ended, 0)
     da = backward_kernel(outside, h.conj(), W.conj(), ctx.nonlinearity)
-    return recurrence.gradients(da, x, h0, U, W, h, U.shape[1], None, ctx.needs_input_grad)
+    return recurrence.gradients(da, x, h0, U, W, h, U.shape[1], None, ended, ctx.needs_input_grad)
 
 
 compiled_recurrence.register_autograd(_backward, setup_context=_keep)

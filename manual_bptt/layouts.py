@@ -84,6 +84,9 @@ class Packed:
         self.steps, self.batch_sizes, self.sorted_indices, self.unsorted_indices = input
         self.sizes = self.batch_sizes.tolist()
         self.B = self.sizes[0]
+        expected, rows = sum(self.sizes), self.steps.shape[0]
+        if rows != expected:
+            raise RuntimeError(f"RNN: expected as many packed rows as the batch sizes say, {expected}, got {rows}")
 
     def reverse(self, steps: Tensor) -> Tensor:
         """Every sequence back to front within its length, in new storage; undoes itself."""
@@ -120,11 +123,14 @@ class Unpacked(Packed):
     """A PackedSequence as (T, B, D), for torch.compile: batch sizes have no values there to split rows by."""
 
     def __init__(self, input: PackedSequence, hx: Tensor | None) -> None:
-        """Take the number of sequences from the initial states where there are any: it need not be guessed then."""
         rows, self.batch_sizes, self.sorted_indices, self.unsorted_indices = input
         self.sizes = None
         T = self.batch_sizes.shape[0]
-        self.B = int(self.batch_sizes[0]) if hx is None else hx.shape[1]
+        self.B = int(self.batch_sizes[0])
+        if hx is not None and hx.dim() == 3:  # a size that is known, checked when the compiled program runs
+            message = "Expected hidden size of as many sequences as were packed"
+            torch._check(hx.shape[1] == self.B, lambda: message)  # type: ignore[no-untyped-call]
+            self.B = hx.shape[1]
         self.lengths = self._lengths().to(rows.device)
         time, sequence = _places(self.batch_sizes, rows.shape[0])
         self.rows = (time * self.B + sequence).to(rows.device)

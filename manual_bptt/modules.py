@@ -103,8 +103,8 @@ class RNN(nn.RNNBase):
 
         Args:
             input: (T, B, D), or (B, T, D) where batch_first; (T, D), one sequence; a PackedSequence; or a nested tensor
-                (B, j, D) of layout torch.jagged. Of the weights' dtype and device; under autocast, of any floating
-                dtype.
+                (B, j, D) of layout torch.jagged. Of the weights' dtype and device; under autocast, of any that it
+                casts.
             hx: Initial states (layers * directions, B, H), without B for (T, D). None: zeros.
             lengths: Steps of each sequence, (B,), 0 to T: what comes after a sequence's end changes nothing. A tensor
                 of dtype int64 or int32 on any device, or ints. Only for (T, B, D) and (B, T, D).
@@ -118,7 +118,8 @@ class RNN(nn.RNNBase):
         Raises:
             ValueError: input of another rank or dtype; lengths of another shape, or out of range (looked at on the
                 CPU only).
-            RuntimeError: input or hx of another size or on another device, hx of another dtype, or T = 0.
+            RuntimeError: input or hx of another size or on another device, hx of another dtype, T = 0, or another
+                number of packed rows than the batch sizes say.
             TypeError: lengths of another dtype, or beside anything but (T, B, D) and (B, T, D).
 
         Gradients: input, hx and all parameters, by B3-B8, to any order; forward mode by T1 T2.

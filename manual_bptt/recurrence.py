@@ -103,10 +103,14 @@ def bias_gradient(da: Tensor) -> Tensor:
     return rows(da).sum(0)
 
 
-def recurrent_weight_gradient(da: Tensor, h: Tensor, h0: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+def recurrent_weight_gradient(
+    da: Tensor, h: Tensor, h0: Tensor, sizes: Sequence[int] | None = None, ended: Tensor | None = None
+) -> Tensor:
     """B6: dW (H, H), every da_t against the state before it."""
     if sizes is not None:
         return da.t() @ states_before(h, h0, sizes).conj()
+    if ended is not None:  # where no step follows the state before is nobody's: it may be infinite
+        return rows(da).t() @ rows(states_before(h, h0).masked_fill(ended, 0)).conj()
     first = da[0].t() @ h0.conj()  # apart, so that the states need not be copied
     if h.shape[0] == 1:
         return first
@@ -139,6 +143,7 @@ def gradients(
     h: Tensor,
     D: int,
     sizes: Sequence[int] | None,
+    ended: Tensor | None,
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """B5-B8 from da: dx, dh0, dU, dW, db, each only where needed, and None for what is no variable."""
@@ -147,7 +152,7 @@ def gradients(
         input_gradient(da, U) if need_dx else None,
         initial_state_gradient(da, W, sizes) if need_dh0 else None,
         input_weight_gradient(da, x, D) if need_dU else None,
-        recurrent_weight_gradient(da, h, h0, sizes) if need_dW else None,
+        recurrent_weight_gradient(da, h, h0, sizes, ended) if need_dW else None,
         bias_gradient(da) if need_db else None,
         None,
         None,
@@ -226,4 +231,4 @@ class Recurrence(Function):
             da = through_time(dh, h, W, ended, settings)
             if settings.observe is not None:
                 settings.observe(dh, da, W)
-            return gradients(da, x, h0, U, W, h, ctx.D, settings.sizes, ctx.needs_input_grad)
+            return gradients(da, x, h0, U, W, h, ctx.D, settings.sizes, ended, ctx.needs_input_grad)

@@ -108,11 +108,13 @@ def truncated_after_two_steps(right: Any, dh: Tensor, slope: Tensor, W: Tensor, 
     return torch.cat((right(dh[:-2], slope[:-2], W, activation), right(dh[-2:], slope[-2:], W, activation)))
 
 
-def states_of_their_own_step(right: Any, da: Tensor, h: Tensor, h0: Tensor, sizes: Any = None) -> Tensor:
+def states_of_their_own_step(
+    right: Any, da: Tensor, h: Tensor, h0: Tensor, sizes: Any = None, ended: Any = None
+) -> Tensor:
     return da.flatten(0, 1).t() @ h.flatten(0, 1)
 
 
-def without_h0(right: Any, da: Tensor, h: Tensor, h0: Tensor, sizes: Any = None) -> Tensor:
+def without_h0(right: Any, da: Tensor, h: Tensor, h0: Tensor, sizes: Any = None, ended: Any = None) -> Tensor:
     return right(da, h, torch.zeros_like(h0))
 
 

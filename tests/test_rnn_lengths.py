@@ -711,3 +711,27 @@ def test_packed_compiles_whole(with_hx):
 
     for lengths in (LENGTHS, (2, 5, 5, 3, 1)) if with_hx else (LENGTHS,):
         assert_all_close(first_order(packed, mine, values, lengths), first_order(alone, theirs, values, lengths), EXACT)
+
+
+@pytest.mark.parametrize("lengths", [[4, 2], [4, 0]], ids=["last-state-infinite", "hx-infinite"])
+def test_a_state_that_no_step_follows_may_be_infinite(lengths):
+    mine = manual_bptt.RNN(D, H, nonlinearity="identity", dtype=torch.float64)
+    x, hx = normal(seeded(1), 4, 2, D), normal(seeded(2), 1, 2, H)
+    if lengths[1]:
+        x[lengths[1] - 1, 1] = torch.inf
+    else:
+        hx[:, 1] = torch.inf
+    output, _ = mine(x, hx, lengths=lengths)
+    output[:, 0].square().sum().backward()
+    assert mine.weight_hh_l0.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("sequences", [2, 5])
+@pytest.mark.usefixtures("fresh_compiler")
+@compiled_by_torch
+def test_hx_of_another_number_of_sequences_is_refused_when_compiled(sequences):
+    mine, _ = models(1, False)
+    packed = torch.nn.utils.rnn.pack_sequence([normal(seeded(n), n, D) for n in (4, 3, 1)])
+    compiled = torch.compile(mine, fullgraph=True, backend="eager")
+    with pytest.raises(RuntimeError):
+        compiled(packed, normal(seeded(9), 1, sequences, H))

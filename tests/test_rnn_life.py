@@ -173,6 +173,12 @@ def test_subsets_of_gradients_of_many_layers(computed, device):
         assert computed == expected_calls(asked, 2, 2), asked
 
 
+def test_the_backward_pass_in_eval_mode(device):
+    """Refused by cuDNN; dropout is off."""
+    mine, theirs = (module.eval() for module in both(D, H, num_layers=2, dropout=0.5))
+    same(mine, theirs, device)
+
+
 @each_kind
 def test_a_frozen_module_keeps_only_what_its_gradients_read(kind):
     """Without gradients of the weights, x and hx need not be kept: they may be changed before backward."""

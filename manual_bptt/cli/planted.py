@@ -64,12 +64,12 @@ def _slope_of_a(dh: Tensor, h: Tensor, W: Tensor, ended: Tensor | None, settings
     return _through_time(dh, h, W, ended, replace(settings, activation=wrong))
 
 
-def _state_after(da: Tensor, h: Tensor, h0: Tensor, sizes: Any = None) -> Tensor:
+def _state_after(da: Tensor, h: Tensor, h0: Tensor, sizes: Any = None, ended: Any = None) -> Tensor:
     return da.flatten(0, 1).t() @ h.flatten(0, 1)
 
 
-def _scaled(da: Tensor, h: Tensor, h0: Tensor, sizes: Any = None) -> Tensor:
-    return 1.001 * _dW(da, h, h0, sizes)
+def _scaled(da: Tensor, h: Tensor, h0: Tensor, sizes: Any = None, ended: Any = None) -> Tensor:
+    return 1.001 * _dW(da, h, h0, sizes, ended)
 
 
 def _no_bias_gradient(da: Tensor) -> Tensor:
