@@ -44,7 +44,7 @@ class GradientRecord:
         recorded = self._last()
         if not recorded:
             calls = (
-                f"none of the {len(self.calls)} recorded calls has" if self.calls else "no call was recorded to have"
+                f"none of {len(self.calls)} recorded calls has" if self.calls else "no call was recorded to have"
             )
             raise KeyError(f"{name!r}: {calls} had a backward pass")
         if name not in recorded:
