@@ -43,9 +43,7 @@ class GradientRecord:
     def __getitem__(self, name: str) -> StateGradients:
         recorded = self._last()
         if not recorded:
-            calls = (
-                f"none of {len(self.calls)} recorded calls has" if self.calls else "no call was recorded to have"
-            )
+            calls = f"none of {len(self.calls)} recorded calls has" if self.calls else "no call was recorded to have"
             raise KeyError(f"{name!r}: {calls} had a backward pass")
         if name not in recorded:
             raise KeyError(f"{name!r}: recorded are {', '.join(sorted(recorded))}")
