@@ -1,6 +1,6 @@
 """Times every implementation at every size, device, thread count and task, after `gate` has let it pass.
 
-    pytest benchmarks --benchmark-json=results.json     about six minutes on two cores
+    pytest benchmarks --benchmark-json=results.json     about eight minutes on two cores
     python -m benchmarks.report results.json            the table and the picture
     pytest benchmarks -k "manual_bptt and training"     a part of it
     pytest benchmarks --benchmark-disable               every body once, gradients checked, nothing timed

@@ -16,7 +16,8 @@ class Activation:
         name: Its name in the table.
         apply: F2, h = f(a).
         apply_: The same in place: overwrites a with h and returns it.
-        slope: f'(a) computed from h = f(a) alone, so that a need not be kept; out of place, same shape as h.
+        slope: f'(a), or what `times` takes for it, computed from h = f(a) alone, so that a need not be kept; in new
+            storage, same shape as h, and differentiable like it.
         times: B4, (slope, dh, *, out=None) -> slope ⊙ dh.
         holomorphic: Whether f is one for complex numbers too.
     """
@@ -44,12 +45,11 @@ def _sigmoid_slope(h: Tensor) -> Tensor:
     return h * (1 - h)
 
 
-def _relu_slope(h: Tensor) -> Tensor:
-    return (~(h <= 0)).to(h.dtype)  # [h > 0], and 1 where h is NaN: a NaN is passed on, as torch does
-
-
 def _select(slope: Tensor, dh: Tensor, *, out: Tensor | None = None) -> Any:
-    """Give dh where the slope is above 0 and 0 elsewhere: no product, so an inactive unit stops an infinite dh too."""
+    """Give 0 where the slope is at most 0 and dh elsewhere, a NaN too.
+
+    No product: an inactive unit stops an infinite dh, and what stands for the slope may be h itself, [h > 0] or not.
+    """
     if out is None:
         return _threshold(dh, slope, 0)
     return _threshold.grad_input(dh, slope, 0, grad_input=out)  # three times as fast as torch.where
@@ -60,7 +60,7 @@ ACTIVATIONS = {
     for entry in (
         Activation("tanh", torch.tanh, torch.tanh_, _tanh_slope),
         Activation("sigmoid", torch.sigmoid, torch.sigmoid_, _sigmoid_slope),
-        Activation("relu", torch.relu, torch.relu_, _relu_slope, _select, holomorphic=False),
+        Activation("relu", torch.relu, torch.relu_, torch.clone, _select, holomorphic=False),
         Activation("identity", _identity, _identity, torch.ones_like),
     )
 }

@@ -13,7 +13,7 @@ from manual_bptt.losses import DualSoftmaxCrossEntropy, DualSquaredError, Softma
 from manual_bptt.readout import DualReadout, Readout
 from manual_bptt.recurrence import Recurrence, Settings, are_tokens, states
 from manual_bptt.targets import weighted_targets
-from manual_bptt.transforms import apply, is_recording, is_transforming, watched
+from manual_bptt.transforms import apply, is_recording, is_tracing, is_transforming, watched
 
 
 def rnn(
@@ -65,12 +65,13 @@ def run(
     x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, settings: Settings, ended: Tensor | None = None
 ) -> Tensor:
     """Run a recurrence whose arguments have been checked, with as much of autograd as is asked for."""
-    if torch.compiler.is_compiling() and not is_transforming():
+    compiling = torch.compiler.is_compiling()
+    if compiling and not is_transforming():
         h: Tensor = compiled_recurrence(x, h0, U, W, b, ended, settings.activation.name)
-    elif not is_recording() and (torch.is_grad_enabled() or watched(x, h0, U, W)):
+    elif compiling or is_tracing() or not (torch.is_grad_enabled() or watched(x, h0, U, W)):
+        h = states(x, h0, U, W, b, ended, settings)  # without a Function, which costs as much as several small steps
+    else:
         h = apply(Recurrence, x, h0, U, W, b, ended, settings)
-    else:  # a Function costs as much as several small steps
-        h = states(x, h0, U, W, b, ended, settings)
     return h
 
 

@@ -293,7 +293,7 @@ class RNNCell(nn.RNNCell):
         weights: Sequence[Tensor] = (self.weight_ih, self.weight_hh, *biases)
         if handover.wanted(weights) and self.nonlinearity in OF_TORCH:
             return super().forward(input, hx)
-        x, h0 = self._checked(input, hx)
+        x, h0 = self._checked(input, hx, weights[0])
         dtype = autocast_dtype(x.device)
         if dtype is None:
             h = self._step(x, h0, weights)
@@ -314,7 +314,7 @@ class RNNCell(nn.RNNCell):
             return run(x.unsqueeze(0), h0, U, W, b, Settings(activation)).squeeze(0)
         return run(x, h0, U, W, b, Settings(activation, sizes=(x.shape[0],)))  # rows of one step: no view of anything
 
-    def _checked(self, input: Any, hx: Any) -> tuple[Tensor, Tensor | None]:
+    def _checked(self, input: Any, hx: Any, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Raise what torch.nn.RNNCell raises; return input and hx with a batch."""
         if input.dim() not in (1, 2):
             raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
@@ -325,7 +325,7 @@ class RNNCell(nn.RNNCell):
         x = input if input.dim() == 2 else input.unsqueeze(0)
         if x.shape[1] != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
-        _check_alike("input", input, self.weight_ih)
+        _check_alike("input", input, weight)
         if hx is None:
             return x, None
         h0 = hx if input.dim() == 2 else hx.unsqueeze(0)
@@ -333,7 +333,7 @@ class RNNCell(nn.RNNCell):
             raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden0 batch size {h0.shape[0]}")
         if h0.shape[1:] != (self.hidden_size,):
             raise RuntimeError(f"hidden0 has inconsistent hidden_size: got {h0.shape[1]}, expected {self.hidden_size}")
-        _check_alike("hidden", hx, self.weight_ih)
+        _check_alike("hidden", hx, weight)
         return x, h0
 
 

@@ -32,8 +32,8 @@ def forward(a: Tensor, h0: Tensor, W: Tensor, activation: Activation, sizes: Seq
     """
     W_transposed = W.t()
     h = h0
-    for a_t, running in zip(split(a, sizes), still_running(sizes, a.shape[0]), strict=True):
-        a_t.addmm_(h if running is None else h[:running], W_transposed)  # F1: a_t = (U x_t + b) + W h_{t-1}
+    for a_t in split(a, sizes):
+        a_t.addmm_(h if sizes is None else h[: a_t.shape[0]], W_transposed)  # F1: a_t = (U x_t + b) + W h_{t-1}
         h = activation.apply_(a_t)  # F2
     return a
 
