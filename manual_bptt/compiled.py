@@ -19,7 +19,8 @@ def compiled_recurrence(
     x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, ended: Tensor | None, nonlinearity: str
 ) -> Tensor:
     """Run F1 F2: states h (T, B, H). Kept until backward: x, h0, U, W, ended and h."""
-    return recurrence.states(x, h0, U, W, b, ended, Settings(ACTIVATIONS[nonlinearity])).contiguous()
+    settings = Settings(ACTIVATIONS[nonlinearity])
+    return recurrence.states(x, h0, U, W, b, ended, settings, in_place=True).contiguous()
 
 
 @torch.library.custom_op("manual_bptt::backward", mutates_args=())

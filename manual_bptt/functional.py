@@ -15,6 +15,8 @@ from manual_bptt.recurrence import Recurrence, Settings, are_tokens, states
 from manual_bptt.targets import weighted_targets
 from manual_bptt.transforms import apply, is_recording, is_tracing, is_transforming, watched
 
+_SETTINGS = {name: Settings(activation) for name, activation in ACTIVATIONS.items()}
+
 
 def rnn(
     x: Tensor,
@@ -53,11 +55,11 @@ def rnn(
     Memory kept until backward: W, h, and where a gradient needs them x (dU), h0 (dW) and U (dx).
     Source: docs/derivation.md, F1 F2 and B3-B8.
     """
-    activation = checks.choice("rnn", "nonlinearity", nonlinearity, ACTIVATIONS)
-    if not activation.holomorphic:
+    settings = checks.choice("rnn", "nonlinearity", nonlinearity, _SETTINGS)
+    if not settings.activation.holomorphic:
         checks.floating("rnn", "W", W)
     x, h0, batched = recurrence_arguments("rnn", x, h0, U, W, b)
-    h = run(x, h0, U, W, b, Settings(activation))
+    h = run(x, h0, U, W, b, settings)
     return h if batched else h.squeeze(1)
 
 
@@ -68,10 +70,12 @@ def run(
     compiling = torch.compiler.is_compiling()
     if compiling and not is_transforming():
         h: Tensor = compiled_recurrence(x, h0, U, W, b, ended, settings.activation.name)
-    elif compiling or is_tracing() or not (torch.is_grad_enabled() or watched(x, h0, U, W)):
-        h = states(x, h0, U, W, b, ended, settings)  # without a Function, which costs as much as several small steps
-    else:
+    elif compiling or is_tracing():
+        h = states(x, h0, U, W, b, ended, settings, in_place=False)
+    elif torch.is_grad_enabled() or watched(x, h0, U, W):
         h = apply(Recurrence, x, h0, U, W, b, ended, settings)
+    else:  # a Function costs as much as several small steps
+        h = states(x, h0, U, W, b, ended, settings, in_place=True)
     return h
 
 

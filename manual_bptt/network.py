@@ -17,6 +17,7 @@ from manual_bptt.readout import (
     readout_weight_gradient,
 )
 from manual_bptt.targets import weighted_targets
+from manual_bptt.transforms import watched
 
 
 class _Loss(NamedTuple):
@@ -228,7 +229,7 @@ def bptt(
     checks.tensor("bptt", "targets", targets)
 
     settings = recurrence.Settings(activation)
-    h = recurrence.states(x, h0, U, W, b, None, settings)  # F1 F2
+    h = recurrence.states(x, h0, U, W, b, None, settings, not watched(x, h0, W))  # F1 F2
     # F1 once more: the kernel keeps the states alone
     a = recurrence.input_part(x, U, b) + recurrence.states_before(h, h0) @ W.t()
     readout_arguments("bptt", h, V, c)

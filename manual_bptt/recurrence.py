@@ -42,10 +42,17 @@ class Settings:
 
 
 def states(
-    x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, ended: Tensor | None, settings: Settings
+    x: Tensor,
+    h0: Tensor,
+    U: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    ended: Tensor | None,
+    settings: Settings,
+    in_place: bool,
 ) -> Tensor:
-    """F1, F2: all states h (T, B, H), 0 after a sequence's end."""
-    kernel = eager.functional_forward if watched(x, h0, W) else eager.forward
+    """F1, F2: all states h (T, B, H), 0 after a sequence's end; in_place unless somebody watches."""
+    kernel = eager.forward if in_place else eager.functional_forward
     h = kernel(input_part(x, U, b), h0, W, settings.activation, settings.sizes)
     return h if ended is None else h.masked_fill(ended, 0)
 
@@ -200,7 +207,7 @@ class Recurrence(Function):
         x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, ended: Tensor | None, settings: Settings
     ) -> Tensor:
         """States h (T, B, H)."""
-        return states(x, h0, U, W, b, ended, settings)
+        return states(x, h0, U, W, b, ended, settings, not watched(x, h0, W))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
