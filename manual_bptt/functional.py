@@ -15,8 +15,6 @@ from manual_bptt.recurrence import Recurrence, Settings, are_tokens, states
 from manual_bptt.targets import weighted_targets
 from manual_bptt.transforms import apply, is_recording, is_tracing, is_transforming, watched
 
-_SETTINGS = {name: Settings(activation) for name, activation in ACTIVATIONS.items()}
-
 
 def rnn(
     x: Tensor,
@@ -55,11 +53,11 @@ def rnn(
     Memory kept until backward: W, h, and where a gradient needs them x (dU), h0 (dW) and U (dx).
     Source: docs/derivation.md, F1 F2 and B3-B8.
     """
-    settings = checks.choice("rnn", "nonlinearity", nonlinearity, _SETTINGS)
-    if not settings.activation.holomorphic:
+    activation = checks.choice("rnn", "nonlinearity", nonlinearity, ACTIVATIONS)
+    if not activation.holomorphic:
         checks.floating("rnn", "W", W)
     x, h0, batched = recurrence_arguments("rnn", x, h0, U, W, b)
-    h = run(x, h0, U, W, b, settings)
+    h = run(x, h0, U, W, b, Settings(activation))
     return h if batched else h.squeeze(1)
 
 
