@@ -1,6 +1,6 @@
 """Where torch cannot look into a hand-written Function, and what is done there instead.
 
-- torch.jit.trace and ONNX export save torch's own operators: the module runs as torch.nn.RNN.
+- torch.jit.trace and ONNX export save torch's own operators: with tanh or relu the module runs as torch.nn.RNN.
 - torch.nn.utils' per-sample gradients (ExpandedWeights) know torch.nn.RNN's operator and no other: the same.
 - torch.fx.symbolic_trace looks into every module that is not torch.nn's: the module becomes a leaf by itself.
 """

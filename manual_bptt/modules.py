@@ -272,12 +272,12 @@ class RNNCell(nn.RNNCell):
         """Run one step.
 
         Args:
-            input: (B, D), or (D,) without a batch; of the weights' dtype and device, under autocast of any floating
-                dtype.
+            input: (B, D), or (D,) without a batch; of the weights' dtype and device, under autocast of any dtype that
+                it casts.
             hx: The state before, (B, H) or (H,). None: zeros.
 
         Returns:
-            h', the state after: (B, H) or (H,).
+            h', the state after: (B, H) or (H,). It is kept until backward, so do not change it in place before.
 
         Raises:
             ValueError: input or hx of another rank.

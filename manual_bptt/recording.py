@@ -34,7 +34,8 @@ class GradientRecord:
     weights do: "l0", "l0_reverse", "l1".
 
     Attributes:
-        calls: For every call of the module, in order, the StateGradients by name; empty until its backward pass.
+        calls: For every call of the module, in order, the StateGradients by name; empty until its backward pass, and
+            for a call without a graph or one that a checkpoint repeats.
     """
 
     def __init__(self) -> None:

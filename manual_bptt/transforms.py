@@ -60,7 +60,7 @@ def is_tracing() -> bool:
 
 
 def is_mapped(ctx: object) -> bool:
-    """Whether a Function's context is that of vmap, which takes what is saved for both modes to be the same tensors."""
+    """Whether a Function's context is one of torch.func's; vmap's takes both modes to save the same tensors."""
     return isinstance(ctx, WrappedCtx)
 
 
