@@ -1,0 +1,336 @@
+"""The small problems on which a homework is judged, and their true gradients: autograd, held against complex steps.
+
+A problem has one of three levels: "step" and "sequence" give the upstream gradient dL/dh_t of every step, "network"
+has targets and a loss. Arrays are float64, time first, vectors as rows: T steps, N batch rows, D inputs, H hidden
+units, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from torch_reference.conventions import LEVELS, PARAMETERS, Convention
+from torch_reference.network import sequence_loss, unrolled
+from torch_reference.numerical import central_difference, complex_step
+
+Array = npt.NDArray[Any]
+
+IGNORED = -100
+LARGE = 20.0  # entries of dU reach this, so that clipping shows
+KINK = 1e-3  # relu: how near a pre-activation may come to it
+# how far two witnesses may be apart, norm-wise
+AGREEMENT = {"complex step": 1e-11, "central difference": 1e-5}
+
+
+class Sizes(NamedTuple):
+    """Steps, batch rows, inputs, hidden units, outputs."""
+
+    T: int
+    N: int
+    D: int
+    H: int
+    K: int
+
+
+# All five differ, no two of the usual scale factors coincide, and D and H are at least T·N: then the summands
+# of dU, dW and dV can be told apart, and with them dL/da_t and dL/do_t of somebody who returns the sums alone.
+STANDARD = Sizes(T=5, N=3, D=17, H=16, K=7)
+ONE_SEQUENCE = Sizes(T=6, N=1, D=9, H=8, K=7)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Numbers to compute with, and what the loss is.
+
+    Attributes:
+        level: "step", "sequence" or "network".
+        parameters: U (H, D), W (H, H), b (H,); b2 (H,) where there is a second bias; V (K, H) and c (K,), which the
+            levels "step" and "sequence" do not differentiate.
+        x: (T, N, D), or tokens (T, N).
+        h0: (N, H).
+        upstream: dL/dh_t through everything but the next state, (T, N, H); None for "network".
+        targets: Class indices (T, N); None for the other levels.
+        mask: (T, N), 1 where the loss counts; None: it counts everywhere.
+        nonlinearity: "tanh", "sigmoid", "relu" or "identity".
+        time: "sum", "mean" or "last".
+        batch: "sum" or "mean".
+        clip: What gradients are clipped to, if they are.
+    """
+
+    level: str
+    parameters: Mapping[str, Array]
+    x: Array
+    h0: Array
+    upstream: Array | None = None
+    targets: Array | None = None
+    mask: Array | None = None
+    nonlinearity: str = "tanh"
+    time: str = "sum"
+    batch: str = "sum"
+    clip: float | None = None
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes of the arrays."""
+        T, N = self.x.shape[:2]
+        U = self.parameters["U"]
+        return Sizes(T, N, U.shape[1], U.shape[0], self.parameters["V"].shape[0])
+
+    @property
+    def tokens(self) -> bool:
+        """Whether x holds class indices."""
+        return self.x.ndim == 2
+
+    @property
+    def bias(self) -> Array:
+        """The sum of the recurrent biases, (H,)."""
+        b: Array = self.parameters["b"]
+        return b + self.parameters["b2"] if "b2" in self.parameters else b
+
+    @property
+    def weights(self) -> Array:
+        """The weight of every step's loss, (T, N)."""
+        T, N = self.x.shape[:2]
+        counts = np.ones((T, N)) if self.mask is None else self.mask.astype(float)
+        if self.time == "last":
+            counts[:-1] = 0
+        if self.time == "mean":
+            counts = counts / np.maximum(counts.sum(0), 1)
+        result: Array = counts / N if self.batch == "mean" else counts
+        return result
+
+    def rounded(self, dtype: npt.DTypeLike) -> Problem:
+        """Return the problem with numbers that this dtype can hold, still as float64."""
+
+        def held(array: Array | None) -> Array | None:
+            if array is None or not np.issubdtype(array.dtype, np.floating):
+                return array
+            return array.astype(dtype).astype(np.float64)
+
+        parameters = {name: held(array) for name, array in self.parameters.items()}
+        return replace(self, parameters=parameters, x=held(self.x), h0=held(self.h0), upstream=held(self.upstream))
+
+
+def standard_sizes(convention: Convention, level: str) -> Sizes:
+    """Return sizes at which every mistake that the level has shows, as far as the convention allows."""
+    sizes = ONE_SEQUENCE if convention.one_sequence else STANDARD
+    if convention.tokens:
+        sizes = sizes._replace(K=sizes.D)
+    return sizes._replace(T=1) if level == "step" else sizes
+
+
+def draw_problem(
+    convention: Convention,
+    level: str,
+    seed: int = 0,
+    sizes: Sizes | None = None,
+    large: bool = False,
+    mask: bool = True,
+) -> Problem:
+    """Draw a problem that can see mistakes: |a| about 1, h0 not zero, W not symmetric, random upstream gradients.
+
+    Args:
+        convention: Says which biases, nonlinearity and loss there are.
+        level: "step", "sequence" or "network".
+        seed: The same seed gives the same numbers.
+        sizes: None: those of `standard_sizes`.
+        large: Gradients beyond 5 also where x are tokens.
+        mask: Steps of the loss are masked, where the convention knows masks.
+
+    Raises:
+        ValueError: An unknown level, sizes below 1, or sizes that the convention does not allow.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"check: expected level to be one of {', '.join(LEVELS)}, got {level!r}")
+    sizes = standard_sizes(convention, level) if sizes is None else sizes
+    _check_sizes(convention, level, sizes)
+    for attempt in range(1000):
+        problem = _draw(convention, level, np.random.default_rng([seed, attempt]), sizes, large, mask)
+        if convention.nonlinearity != "relu" or _clear_of_kink(problem):
+            return problem
+    raise ValueError("check: found no problem of these sizes whose pre-activations stay away from relu's kink")
+
+
+def _check_sizes(convention: Convention, level: str, sizes: Sizes) -> None:
+    for name, size in sizes._asdict().items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"check: expected {name} to be a whole number of at least 1, got {size!r}")
+    if level == "step" and sizes.T != 1:
+        raise ValueError(f"check: expected T = 1 at the level of one step, got {sizes.T}")
+    if convention.one_sequence and sizes.N != 1:
+        raise ValueError(f"check: expected N = 1, {convention.name} has one sequence, got {sizes.N}")
+    if convention.tokens and sizes.K != sizes.D:
+        raise ValueError(f"check: expected K = D, {convention.name} predicts its own tokens, got {sizes.K}, {sizes.D}")
+    if level == "network" and sizes.K < 2:
+        raise ValueError(f"check: expected K of at least 2, one class has no gradient, got {sizes.K}")
+
+
+def _draw(
+    convention: Convention, level: str, numbers: np.random.Generator, sizes: Sizes, large: bool, mask: bool
+) -> Problem:
+    T, N, D, H, K = sizes
+    normal = numbers.standard_normal
+    parameters = {
+        "U": normal((H, D)) * (0.7 if convention.tokens else 0.7 * D**-0.5),
+        "W": normal((H, H)) * H**-0.5,
+        "V": normal((K, H)) * (6 if large else 1.5) * H**-0.5,
+        "b": normal(H) * 0.4,
+        "c": normal(K) * 0.5,
+    }
+    if convention.has("b2"):
+        parameters["b2"] = normal(H) * 0.4
+    x = normal((T, N, D))
+    if convention.tokens:  # all different while there are enough of them
+        x = np.stack([numbers.permutation(max(D, T))[:T] % D for _ in range(N)], 1)
+    h0 = np.tanh(normal((N, H)))
+    if convention.shared_h0:
+        h0 = np.repeat(h0[:1], N, 0)
+    problem = Problem(
+        level,
+        parameters,
+        x,
+        h0,
+        nonlinearity=convention.nonlinearity,
+        time=convention.time,
+        batch=convention.batch,
+        clip=convention.clip,
+    )
+    if level == "network":
+        masked = mask and convention.has("mask") and T > 1
+        problem = replace(
+            problem,
+            targets=numbers.integers(K, size=(T, N)),
+            mask=_mask(numbers, T, N) if masked else None,
+        )
+    else:
+        problem = replace(problem, upstream=normal((T, N, H)))
+    return problem if convention.tokens else _with_large_gradients(problem)
+
+
+def _mask(numbers: np.random.Generator, T: int, N: int) -> Array:
+    """Mask some steps, none in the first sequence and the last step in none: its loss starts the recursion."""
+    mask = np.ones((T, N))
+    for n in range(1, N):
+        mask[numbers.permutation(T - 1)[: 1 + (n - 1) % max(1, T - 2)], n] = 0
+    return mask
+
+
+def _with_large_gradients(problem: Problem) -> Problem:
+    """Scale x up and U down: every a_t stays as it is, and dU grows until clipping would show."""
+    largest = float(np.abs(truth(problem)["dU"]).max())
+    if largest == 0 or problem.level == "step":
+        return problem
+    factor = max(1.0, LARGE / largest)
+    return replace(
+        problem, x=problem.x * factor, parameters={**problem.parameters, "U": problem.parameters["U"] / factor}
+    )
+
+
+def _clear_of_kink(problem: Problem) -> bool:
+    return bool(np.abs(truth(problem)["a"]).min() > KINK)
+
+
+def truth(problem: Problem) -> dict[str, Array]:
+    """Differentiate by autograd on the plain loop, in float64.
+
+    Returns:
+        a h hT dh da, dU dW db (db2) dx dh0, and for "network" o p loss do dV dc; canonical layout.
+    """
+    with torch.enable_grad():
+        leaves = {name: _leaf(array) for name, array in problem.parameters.items() if name != "b2"}
+        leaves["b"] = _leaf(problem.bias)
+        x = torch.from_numpy(problem.x) if problem.tokens else _leaf(problem.x)
+        h0 = _leaf(problem.h0)
+        steps = unrolled(leaves, x, h0, problem.nonlinearity)
+        h, o = torch.stack(steps.h), torch.stack(steps.o)
+        loss = _loss(problem, h, o)
+        wrt: dict[str, list[Tensor]] = {"dh": steps.h, "da": steps.a, "dh0": [h0]}
+        wrt |= {"d" + name: [leaf] for name, leaf in leaves.items()} | {"do": steps.o}
+        if not problem.tokens:
+            wrt["dx"] = [x]
+        flat = [tensor for tensors in wrt.values() for tensor in tensors]
+        found = iter(torch.autograd.grad(loss, flat, materialize_grads=True))
+    result = {
+        name: torch.stack([next(found) for _ in tensors]) if name in ("dh", "da", "do") else next(found)
+        for name, tensors in wrt.items()
+    }
+    result |= {"a": torch.stack(steps.a), "h": h, "hT": h[-1], "o": o, "p": o.softmax(-1), "loss": loss}
+    if "b2" in problem.parameters:
+        result["db2"] = result["db"]
+    if problem.level != "network":
+        for name in ("dV", "dc", "do", "loss"):
+            del result[name]
+    return {name: tensor.detach().numpy().copy() for name, tensor in result.items()}
+
+
+def _leaf(array: Array) -> Tensor:
+    return torch.tensor(array, dtype=torch.float64, requires_grad=True)
+
+
+def _loss(problem: Problem, h: Tensor, o: Tensor) -> Tensor:
+    if problem.upstream is not None:
+        return (h * torch.from_numpy(problem.upstream)).sum()
+    y = torch.from_numpy(_targets(problem))
+    y = y[-1] if problem.time == "last" else y
+    return sequence_loss(o, y, time=problem.time, batch=problem.batch, ignore_index=IGNORED)
+
+
+def _targets(problem: Problem) -> Array:
+    """Class indices (T, N) with IGNORED where the loss does not count."""
+    assert problem.targets is not None
+    if problem.mask is None:
+        return problem.targets
+    result: Array = np.where(problem.mask > 0, problem.targets, IGNORED)
+    return result
+
+
+def asked_for(truth: Mapping[str, Array], problem: Problem, convention: Convention) -> dict[str, Array]:
+    """Return what a convention wants of the true quantities: averaged, summed into a shared h0, clipped."""
+    asked = dict(truth)
+    for name in ("dU", "dW", "dV", "db", "db2", "dc", "dx", "dh0"):
+        if name not in asked:
+            continue
+        if name[1:] in PARAMETERS and convention.parameter_gradients == "mean":
+            asked[name] = asked[name] / problem.sizes.N
+        if name == "dh0" and convention.shared_h0:
+            asked[name] = asked[name].sum(0)
+        if problem.clip is not None:
+            asked[name] = np.clip(asked[name], -problem.clip, problem.clip)
+    return asked
+
+
+def witnessed_truth(problem: Problem) -> dict[str, Array]:
+    """Return the truth after holding it against complex steps (relu: central differences), which know no autograd.
+
+    Raises:
+        RuntimeError: The two disagree; then nothing can be judged on this machine.
+    """
+    found = truth(problem)
+    parameters = {**problem.parameters, "b": problem.bias}
+    parameters.pop("b2", None)
+    options: dict[str, Any] = {"nonlinearity": problem.nonlinearity}
+    if problem.upstream is None:
+        targets = _targets(problem)
+        targets = targets[-1] if problem.time == "last" else targets
+        options |= {"time": problem.time, "batch": problem.batch, "ignore_index": IGNORED}
+    else:  # ½‖h − (h − G)‖² has the gradient G
+        parameters["V"] = np.eye(len(problem.parameters["W"]))
+        del parameters["c"]
+        targets = found["h"] - problem.upstream
+        options["loss"] = "squared_error"
+    name = "central difference" if problem.nonlinearity == "relu" else "complex step"
+    witness = central_difference if problem.nonlinearity == "relu" else complex_step
+    second = witness(parameters, problem.x, targets, problem.h0, **options)
+    for gradient in second.keys() & found.keys() - {"loss"}:
+        scale = np.linalg.norm(second[gradient])
+        error = np.linalg.norm(found[gradient] - second[gradient]) / (scale if scale > 0 else 1.0)
+        if not error <= AGREEMENT[name]:
+            raise RuntimeError(f"check: autograd and {name} differ in {gradient} by {error:.1e}; nothing can be judged")
+    return found

@@ -1,0 +1,229 @@
+"""Finds the mistakes that explain a wrong answer: those whose numbers it has, to rounding.
+
+Everything the homework returned has to fit, on every problem it was asked. T steps, N batch rows, D inputs, H hidden
+units, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torch_reference.candidates import Answer
+from torch_reference.conventions import PARAMETERS, Calls, Convention, to_course
+from torch_reference.course_problems import Problem
+from torch_reference.mistakes import Plant, pairs, planted, plants
+from torch_reference.workings import FORWARD_QUANTITIES, Workings
+
+Array = npt.NDArray[Any]
+
+TOLERANCE = {False: 1e-9, True: 100 * float(np.finfo(np.float32).eps)}  # by whether float32 was computed with
+# what the second says is a longer way of saying the first, where the two have the same numbers: nothing but parameters
+# is returned; every sum and the carry are made with dL/dh
+SAME_NUMBERS = {"M44": "M45", "M20": "M37"}
+HARDLY = 1e-3  # a mistake that changes no gradient by more is all but invisible
+
+
+def relative_error(got: Array, wanted: Array) -> float:
+    """Return max |got - wanted| / max |wanted|, or max |got| where all wanted is zero; inf for what is not finite."""
+    if not np.isfinite(got).all():
+        return float("inf")
+    difference = float(np.abs(got - wanted).max(initial=0.0))
+    scale = float(np.abs(wanted).max(initial=0.0))
+    return difference / scale if scale > 0 else difference
+
+
+def _same(got: Array, wanted: Array, tolerance: float) -> bool:
+    if not np.isfinite(wanted).all():
+        return bool(np.array_equal(np.isfinite(got), np.isfinite(wanted)) and np.allclose(got, wanted, equal_nan=True))
+    return relative_error(got, wanted) <= tolerance
+
+
+def _same_shaped(got: Array, wanted: Array, tolerance: float) -> bool:
+    return got.shape == wanted.shape and _same(got, wanted, tolerance)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A problem and what the homework answered."""
+
+    problem: Problem
+    answer: Answer
+
+
+class Fit:
+    """Compares one answer with the numbers of any mistake.
+
+    Args:
+        asked: Problem and answer.
+        convention: The homework's.
+        calls: How its level is called.
+        ignored: Symbols that are not looked at.
+    """
+
+    def __init__(self, asked: Asked, convention: Convention, calls: Calls, ignored: Iterable[str] = ()) -> None:
+        self.convention = convention
+        self.calls = calls
+        self.workings = Workings(asked.problem, convention)
+        self.answer = asked.answer
+        self.tolerance = TOLERANCE[asked.answer.single]
+        self._kept: dict[Hashable, bool] = {}
+        self.symbols = [
+            symbol
+            for symbol in _ORDER
+            if symbol in self.workings.quantities()
+            and (symbol in self.answer.values or symbol in self.answer.odd)
+            and symbol not in ignored
+        ]
+
+    def fits(self, slots: Mapping[str, Any]) -> bool:
+        """Whether everything that was returned has the numbers that come out with these slots exchanged."""
+        return all(self.agrees(symbol, slots) for symbol in self.symbols)
+
+    def agrees(self, symbol: str, slots: Mapping[str, Any]) -> bool:
+        """Whether one quantity has those numbers."""
+        key = self.workings.key(symbol, slots)
+        if key not in self._kept:
+            self._kept[key] = self._compare(symbol, self.workings.value(symbol, slots))
+        return self._kept[key]
+
+    def _compare(self, symbol: str, wanted: Array) -> bool:
+        if symbol in self.answer.values:
+            got = self.answer.values[symbol]
+            if wanted.ndim == 0 and got.ndim > 0:
+                wanted = np.broadcast_to(wanted, got.shape)
+            return got.shape == wanted.shape and _same(got, wanted, self.tolerance)
+        got = self.answer.odd[symbol].squeeze()
+        if wanted.shape == self.workings.value(symbol, {}).shape:  # then but axes of length one are amiss
+            name = self.answer.names.get(symbol) or self.convention.name_of(symbol, self.calls)
+            layout = self.convention.layout(name, self.calls)
+            turned = wanted if layout is None else to_course(wanted, *layout)
+            return _same_shaped(got, turned.squeeze(), self.tolerance)
+        wanted = wanted.squeeze()
+        return any(
+            _same_shaped(got, wanted.transpose(order), self.tolerance) for order in permutations(range(wanted.ndim))
+        )
+
+
+# cheap ones, and those that depend on little, first
+_ORDER = ("p", "loss", "h", "hT", "o", "do", "dV", "dc", "da", "dh", "db", "db2", "dx", "dh0", "dU", "dW")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What fits.
+
+    Attributes:
+        explanations: Each a set of plants that together explain everything; several where no problem separates them.
+        forward_alone: The explanation covers the forward pass alone.
+    """
+
+    explanations: tuple[tuple[Plant, ...], ...] = ()
+    forward_alone: bool = False
+
+    @property
+    def found(self) -> tuple[Plant, ...]:
+        """The one explanation, or nothing."""
+        return self.explanations[0] if len(self.explanations) == 1 else ()
+
+
+def diagnose(asked: Sequence[Asked], convention: Convention, calls: Calls) -> Diagnosis:
+    """Look for one mistake that explains all answers, then for two, then for one in the forward pass alone.
+
+    Args:
+        asked: Problems of the same level and sizes with their answers; the first is the one that is wrong.
+        convention: The homework's.
+        calls: How its level is called.
+    """
+    first = asked[0]
+    largest = _largest(first.answer)
+    lists = [plants(each.problem, largest) for each in asked]
+    fits = [Fit(each, convention, calls) for each in asked]
+    if fits[0].fits({}):  # the numbers are right: something is missing, or has a wrong shape
+        return Diagnosis()
+    if found := _explanations(((plant,) for plant in lists[0]), lists, fits):
+        return Diagnosis(found)
+    if found := _explanations(pairs(lists[0]), lists, fits):
+        return Diagnosis(found)
+    gradients = [symbol for symbol in _ORDER if symbol not in FORWARD_QUANTITIES]
+    forward = [Fit(each, convention, calls, gradients) for each in asked]
+    if forward[0].symbols and not forward[0].fits({}):
+        found = _explanations(((plant,) for plant in lists[0]), lists, forward)
+        return Diagnosis(found, forward_alone=True)
+    return Diagnosis()
+
+
+def _largest(answer: Answer) -> float:
+    values = [value for symbol, value in answer.values.items() if symbol[1:] in PARAMETERS and symbol.startswith("d")]
+    return max((float(np.abs(value).max()) for value in values), default=0.0)
+
+
+def _explanations(
+    combinations: Iterable[tuple[Plant, ...]], lists: Sequence[Sequence[Plant]], fits: Sequence[Fit]
+) -> tuple[tuple[Plant, ...], ...]:
+    """Keep the combinations that fit every answer; of several forms of the same mistakes the first."""
+    found: dict[tuple[str, ...], tuple[Plant, ...]] = {}
+    elsewhere = [{plant.key: plant for plant in listed} for listed in lists[1:]]
+    for combination in combinations:
+        if fits[0].fits(planted(combination)) and all(
+            _fits_too(combination, known, fit) for known, fit in zip(elsewhere, fits[1:], strict=True)
+        ):
+            found.setdefault(tuple(plant.mistake.id for plant in combination), combination)
+    for said, again in SAME_NUMBERS.items():
+        names = {frozenset(ids) for ids in found}
+        found = {ids: each for ids, each in found.items() if again not in ids or {*ids} - {again} | {said} not in names}
+    return tuple(found.values())
+
+
+def _fits_too(combination: tuple[Plant, ...], known: Mapping[Hashable, Plant], fit: Fit) -> bool:
+    """Whether the same mistakes fit another answer."""
+    there = [known[plant.key] for plant in combination if plant.key in known]
+    return len(there) == len(combination) and fit.fits(planted(there))
+
+
+def common_factor(answer: Answer, wanted: Mapping[str, Array]) -> float | None:
+    """Return r where every gradient is r times what it should be, to rounding; None if there is no such r."""
+    ratios = []
+    for symbol in answer.names:
+        if symbol not in answer.values or not np.abs(wanted[symbol]).max(initial=0.0) > 0:
+            return None
+        got, true = answer.values[symbol], wanted[symbol]
+        if not np.isfinite(got).all():
+            return None
+        ratio = float((got * true).sum() / (true * true).sum())
+        if relative_error(got, ratio * true) > TOLERANCE[answer.single] * max(1.0, abs(ratio)):
+            return None
+        ratios.append(ratio)
+    if not ratios or max(ratios) - min(ratios) > TOLERANCE[answer.single] * max(map(abs, ratios)):
+        return None
+    return float(np.mean(ratios))
+
+
+def invisible(asked: Asked, convention: Convention) -> list[tuple[Plant, float]]:
+    """List the mistakes no form of which changes anything that is returned by more than a thousandth.
+
+    Returns:
+        Each with the largest relative change that one of its forms makes.
+    """
+    workings = Workings(asked.problem, convention)
+    symbols = [symbol for symbol in asked.answer.names if symbol in workings.quantities()]
+    symbols += [symbol for symbol in FORWARD_QUANTITIES if symbol in asked.answer.values]
+    largest: dict[str, tuple[Plant, float]] = {}
+    for plant in plants(asked.problem, 0.0):
+        change = max((_change(workings, symbol, plant) for symbol in symbols), default=0.0)
+        known = largest.get(plant.mistake.id)
+        if known is None or change > known[1]:
+            largest[plant.mistake.id] = (plant, change)
+    return [(plant, change) for plant, change in largest.values() if change < HARDLY]
+
+
+def _change(workings: Workings, symbol: str, plant: Plant) -> float:
+    right, wrong = workings.value(symbol, {}), workings.value(symbol, plant.variant.slots)
+    if right.shape != wrong.shape:
+        return float("inf")
+    return relative_error(wrong, right)
