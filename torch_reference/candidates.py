@@ -194,7 +194,7 @@ def find_candidate(runner: Runner, convention: Convention | None, level: str | N
     if convention is None:
         found = fitting(signatures)
         if not found:
-            raise Failure("missing", _nothing_found(signatures, CONVENTIONS.values()))
+            raise Failure("missing", _nothing_found(signatures, [*CONVENTIONS.values()]))
         convention = found[0]
     if level is not None and level not in convention.levels:
         raise ValueError(
@@ -235,15 +235,17 @@ def _score(convention: Convention, signatures: Signatures) -> int:
     return score
 
 
-def _nothing_found(signatures: Signatures, conventions: Any) -> str:
+def _nothing_found(signatures: Signatures, conventions: Sequence[Convention]) -> str:
     there = ", ".join(sorted(signatures)[:20]) or "none"
-    wanted = "; ".join(
-        f"{convention.name}: {' and '.join(calls.functions)}"
-        for convention in conventions
-        for level in convention.levels
-        for calls in convention.ways(level)
+    if len(conventions) == 1:
+        ways = [calls for level in conventions[0].levels for calls in conventions[0].ways(level)]
+        calls = "; or ".join(" and ".join(str(signature) for signature in way.signatures) for way in ways)
+        return f"expected functions that {conventions[0].name} calls: {calls}. Got these: {there}"
+    return (
+        f"expected functions that a convention calls, such as rnn_forward and rnn_backward, got these: {there}. "
+        f"Conventions: {', '.join(convention.name for convention in conventions)}; the calls of one are listed when "
+        "it is named"
     )
-    return f"expected the functions of a convention ({wanted}), got these: {there}"
 
 
 def _binding(signature: Signature, signatures: Signatures, convention: Convention, calls: Calls) -> tuple[str, ...]:
@@ -299,7 +301,7 @@ def _program(candidate: Candidate, calls: Calls, problem: Problem, dtype: npt.DT
             for position, slot in enumerate(signature.returns)
             if slot.name
         }
-    upstream = ()
+    upstream: tuple[tuple[int, Any], ...] = ()
     if calls.autograd:
         symbol, axes = convention.layout(calls.signatures[0].returns[0].name, calls) or ("h", "TNH")
         assert problem.upstream is not None

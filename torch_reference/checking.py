@@ -20,7 +20,17 @@ from torch_reference import localisation, rendering
 from torch_reference.candidates import Answer, Candidate, find_candidate, fitting, namespace_of
 from torch_reference.child import Failure
 from torch_reference.conventions import CONVENTIONS, LEVELS, Calls, Convention, find_convention, to_course
-from torch_reference.course_problems import Problem, Sizes, asked_for, draw_problem, standard_sizes, witnessed_truth
+from torch_reference.course_problems import (
+    Problem,
+    Sizes,
+    asked_for,
+    kind_of,
+    longer,
+    posed,
+    standard_sizes,
+    truth,
+    witnessed_truth,
+)
 from torch_reference.diagnosis import (
     TOLERANCE,
     Asked,
@@ -39,7 +49,7 @@ from torch_reference.workings import Workings
 
 Array = npt.NDArray[Any]
 
-SECONDS = 20.0
+SECONDS = 10.0
 MEMORY = 4 << 30  # bytes
 DTYPES = ("float64", "float32")
 FORWARD_NAMES = {"h": "h", "o": "o", "p": "p", "loss": "loss", "hT": "h"}
@@ -95,7 +105,7 @@ class Settings:
 
     level: str | None
     seed: int
-    sizes: Sizes | None
+    sizes: Mapping[str, int] | None
     problem: Problem | None
     dtype: str
     hints: str
@@ -168,7 +178,8 @@ def check(
     }
     for each in CONVENTIONS.values() if known is None else (known,):
         each.changed(**options)  # refuses before anything runs
-    settings = Settings(problem.level if problem is not None else level, seed, _sizes(sizes), problem, dtype, hints)
+    _check_names_of_sizes(sizes or {})
+    settings = Settings(problem.level if problem is not None else level, seed, sizes, problem, dtype, hints)
     if isinstance(candidate, (str, os.PathLike)):
         return _check_file(str(candidate), known, settings, options, seconds, memory)
     with InProcess(namespace_of(candidate, known, settings.level)) as runner:
@@ -193,13 +204,10 @@ def assert_gradients(candidate: Any, convention: str | Convention | None = None,
         raise AssertionError(rendering.text(report))
 
 
-def _sizes(given: Mapping[str, int] | None) -> Sizes | None:
-    if given is None:
-        return None
+def _check_names_of_sizes(given: Mapping[str, int]) -> None:
     unknown = set(given) - set(Sizes._fields)
     if unknown:
         raise ValueError(f"check: expected sizes among {', '.join(Sizes._fields)}, got {', '.join(sorted(unknown))}")
-    return Sizes(*(given.get(name, 0) for name in Sizes._fields))
 
 
 def _name_of(candidate: Any) -> str:
@@ -293,6 +301,14 @@ def _check_level(candidate: Candidate, level: str, settings: Settings) -> LevelR
         )
 
 
+def _completed(sizes: Mapping[str, int] | None, standard: Sizes) -> Sizes:
+    """Put the sizes that were asked for in the place of the standard ones; one step stays one step."""
+    given = dict(sizes or {})
+    if standard.T == 1:
+        given.pop("T", None)
+    return standard._replace(**given)
+
+
 class _Level:
     """The check of one level."""
 
@@ -302,41 +318,26 @@ class _Level:
         self.level = level
         self.calls = candidate.ways[level]
         self.dtype: npt.DTypeLike = np.dtype(settings.dtype)
-        mask = candidate.takes_mask(level)
+        kind = kind_of(self.convention, level, candidate.takes_mask(level))
+        self.standard, _ = posed(kind, settings.seed, standard_sizes(kind), False, settings.dtype)
         if settings.problem is not None:
-            self.problems = [settings.problem]
+            problem = settings.problem.rounded(settings.dtype)
+            posing = [(problem, witnessed_truth(problem))]
         else:
-            sizes = self._completed(settings.sizes)
-            first = draw_problem(self.convention, level, settings.seed, sizes, mask=mask)
-            other = first.sizes if sizes or level == "step" else self._longer(first.sizes)
-            second = draw_problem(
-                self.convention, level, settings.seed + 1, other, large=self.convention.tokens, mask=mask
-            )
-            self.problems = [first, second]
-        if settings.dtype == "float32":
-            self.problems = [problem.rounded(np.float32) for problem in self.problems]
-        self.truths = [witnessed_truth(problem) for problem in self.problems]
+            first = _completed(settings.sizes, standard_sizes(kind))
+            second = longer(kind, standard_sizes(kind)) if settings.sizes is None else first
+            posing = [
+                posed(kind, settings.seed, first, False, settings.dtype),
+                posed(kind, settings.seed + 1, second, kind.tokens, settings.dtype),
+            ]
+        self.problems = [problem for problem, _ in posing]
+        self.truths = [truth for _, truth in posing]
         self.wanted = [
-            asked_for(truth, problem, self.convention)
-            for truth, problem in zip(self.truths, self.problems, strict=True)
+            asked_for(right, problem, self.convention)
+            for right, problem in zip(self.truths, self.problems, strict=True)
         ]
         self.notes: list[str] = []
         self._single = False  # whether anything came out of float32 so far
-
-    def _longer(self, sizes: Sizes) -> Sizes:
-        """Sizes with more steps: what two mistakes share at one length they do not share at another."""
-        more = 3 * sizes.N
-        K = sizes.D + more if self.convention.tokens else sizes.K
-        return sizes._replace(T=sizes.T + 3, D=sizes.D + more, H=sizes.H + more, K=K)
-
-    def _completed(self, sizes: Sizes | None) -> Sizes | None:
-        if sizes is None:
-            return None
-        standard = standard_sizes(self.convention, self.level)
-        given = {name: size for name, size in sizes._asdict().items() if size != 0}
-        if self.level == "step":
-            given.pop("T", None)
-        return standard._replace(**given)
 
     def report(self) -> LevelReport:
         """Ask, judge, and where something is wrong, locate and explain it."""
@@ -456,9 +457,9 @@ class _Level:
         )
 
     def _place(self, asked: Asked, index: int, diagnosis: Diagnosis) -> Place | None:
-        truth = self.truths[index]
-        seen = localisation.see(asked.answer, asked.problem, truth, self.convention)
-        by_numbers = localisation.first_seen(seen, asked.answer, self.wanted[index], truth, len(asked.problem.x))
+        right, wanted = self.truths[index], self.wanted[index]
+        seen = localisation.see(asked.answer, asked.problem, right, self.convention)
+        by_numbers = localisation.first_seen(seen, asked.answer, wanted, right, len(asked.problem.x))
         if not diagnosis.found or diagnosis.forward_alone:
             return self._what_arrived(by_numbers, asked, index)
         workings = Workings(asked.problem, self.convention)
@@ -475,12 +476,12 @@ class _Level:
             return place
         other = replace(problem, x=problem.x[:, ::-1] if problem.tokens else -problem.x, h0=-problem.h0)
         arrived = []
-        for each, truth in ((problem, self.truths[index]), (other, witnessed_truth(other))):
+        for each, right in ((problem, self.truths[index]), (other, truth(other))):
             answer = self.candidate.ask(self.level, each, self.dtype)
-            seen = localisation.see(answer, each, truth, self.convention)
+            seen = localisation.see(answer, each, right, self.convention)
             if "da" not in seen.values or each.upstream is None:
                 return place
-            slope = truth["da"][-1] / each.upstream[-1]
+            slope = right["da"][-1] / each.upstream[-1]
             arrived.append(seen.values["da"][-1] / slope)
         near = localisation.READ_OFF[asked.answer.single]
         return Place("dh", T - 1, False) if relative_error(arrived[1], arrived[0]) <= near * 100 else place
@@ -511,10 +512,10 @@ class _Level:
         return _joined([*upstream, "dL/dh", "dL/da"])
 
     def _over_time(self, seen: localisation.Seen, index: int) -> dict[str, tuple[float | None, ...]]:
-        rows = {}
-        truth = {**self.truths[index], "dx": self.wanted[index].get("dx")}
+        rows: dict[str, tuple[float | None, ...]] = {}
+        rights = {**self.truths[index], "dx": self.wanted[index].get("dx")}
         for symbol in ("h", "o", "p", "do", "dh", "da", "dx"):
-            right = truth.get(symbol)
+            right = rights.get(symbol)
             if symbol in seen.values and right is not None and seen.values[symbol].shape == right.shape:
                 errors = localisation.step_errors(seen.values[symbol], right)
                 limits = localisation.READ_OFF if symbol in seen.read_off else TOLERANCE
@@ -533,14 +534,14 @@ class _Level:
             upstream = np.zeros_like(problem.upstream)
             upstream[s] = problem.upstream[s]
             alone = replace(problem, upstream=upstream)
-            truth = witnessed_truth(alone)
+            right = truth(alone)
             answer = self.candidate.ask(self.level, alone, self.dtype)
-            seen = localisation.see(answer, alone, truth, self.convention)
+            seen = localisation.see(answer, alone, right, self.convention)
             if "da" not in seen.values:
                 rows.append((None,) * T)
                 continue
             limit = localisation.READ_OFF[answer.single]
-            errors = localisation.step_errors(seen.values["da"], truth["da"])
+            errors = localisation.step_errors(seen.values["da"], right["da"])
             rows.append(tuple(None if t > s else 0.0 if e <= limit else e for t, e in enumerate(errors)))
         return tuple(rows)
 
@@ -552,13 +553,13 @@ class _Level:
 
     def _ambiguous(self) -> list[str]:
         names = [name for name in factors(self.problems[0]) if " or " in name]
-        return [f"this problem cannot tell these factors apart: {name}" for name in names]
+        return [f"this problem cannot tell these factors apart: {', '.join(names)}"] if names else []
 
     def _blind(self, asked: Asked) -> tuple[tuple[str, str, str], ...]:
         rows = []
-        for plant, change in invisible(asked, self.convention):
+        for mistake, change in invisible(asked, self.standard, self.convention).items():
             why = f"it changes nothing by more than {change:.0e}" if change > TOLERANCE[False] else ""
-            rows.append((plant.mistake.id, plant.mistake.title, why))
+            rows.append((mistake.id, mistake.title, why))
         return tuple(rows)
 
     def _malformed(self, answer: Answer, asked: Sequence[Asked], diagnosis: Diagnosis) -> list[Finding]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,109 +110,157 @@ class Problem:
     def rounded(self, dtype: npt.DTypeLike) -> Problem:
         """Return the problem with numbers that this dtype can hold, still as float64."""
 
-        def held(array: Array | None) -> Array | None:
-            if array is None or not np.issubdtype(array.dtype, np.floating):
-                return array
-            return array.astype(dtype).astype(np.float64)
+        def held(array: Array) -> Array:
+            return array.astype(dtype).astype(np.float64) if array.dtype.kind == "f" else array
 
         parameters = {name: held(array) for name, array in self.parameters.items()}
-        return replace(self, parameters=parameters, x=held(self.x), h0=held(self.h0), upstream=held(self.upstream))
+        upstream = None if self.upstream is None else held(self.upstream)
+        return replace(self, parameters=parameters, x=held(self.x), h0=held(self.h0), upstream=upstream)
 
 
-def standard_sizes(convention: Convention, level: str) -> Sizes:
+class Kind(NamedTuple):
+    """What a problem takes from a convention, and its level: problems of the same kind are the same."""
+
+    level: str
+    one_sequence: bool
+    tokens: bool
+    second_bias: bool
+    shared_h0: bool
+    masked: bool
+    nonlinearity: str
+    time: str
+    batch: str
+    clip: float | None
+
+
+def standard_sizes(kind: Kind) -> Sizes:
     """Return sizes at which every mistake that the level has shows, as far as the convention allows."""
-    sizes = ONE_SEQUENCE if convention.one_sequence else STANDARD
-    if convention.tokens:
+    sizes = ONE_SEQUENCE if kind.one_sequence else STANDARD
+    if kind.tokens:
         sizes = sizes._replace(K=sizes.D)
-    return sizes._replace(T=1) if level == "step" else sizes
+    return sizes._replace(T=1) if kind.level == "step" else sizes
 
 
-def draw_problem(
-    convention: Convention,
-    level: str,
-    seed: int = 0,
-    sizes: Sizes | None = None,
-    large: bool = False,
-    mask: bool = True,
-) -> Problem:
-    """Draw a problem that can see mistakes: |a| about 1, h0 not zero, W not symmetric, random upstream gradients.
+def longer(kind: Kind, sizes: Sizes) -> Sizes:
+    """Return sizes with more steps: what two mistakes share at one length they do not share at another."""
+    if kind.level == "step":
+        return sizes
+    more = 3 * sizes.N
+    K = sizes.D + more if kind.tokens else sizes.K
+    return sizes._replace(T=sizes.T + 3, D=sizes.D + more, H=sizes.H + more, K=K)
+
+
+def kind_of(convention: Convention, level: str, mask: bool = True) -> Kind:
+    """Return the kind of problem that a convention has at a level.
 
     Args:
-        convention: Says which biases, nonlinearity and loss there are.
+        convention: The convention.
         level: "step", "sequence" or "network".
-        seed: The same seed gives the same numbers.
-        sizes: None: those of `standard_sizes`.
-        large: Gradients beyond 5 also where x are tokens.
-        mask: Steps of the loss are masked, where the convention knows masks.
+        mask: Whether steps of the loss are masked, where the convention knows masks.
 
     Raises:
-        ValueError: An unknown level, sizes below 1, or sizes that the convention does not allow.
+        ValueError: There is no such level.
     """
     if level not in LEVELS:
         raise ValueError(f"check: expected level to be one of {', '.join(LEVELS)}, got {level!r}")
-    sizes = standard_sizes(convention, level) if sizes is None else sizes
-    _check_sizes(convention, level, sizes)
+    return Kind(
+        level,
+        convention.one_sequence,
+        convention.tokens,
+        convention.has("b2"),
+        convention.shared_h0,
+        mask and convention.has("mask"),
+        convention.nonlinearity,
+        convention.time,
+        convention.batch,
+        convention.clip,
+    )
+
+
+def draw_problem(kind: Kind, seed: int, sizes: Sizes, large: bool = False) -> Problem:
+    """Draw a problem that can see mistakes: |a| about 1, h0 not zero, W not symmetric, random upstream gradients.
+
+    Args:
+        kind: What kind of problem.
+        seed: The same seed gives the same numbers.
+        sizes: See `standard_sizes`.
+        large: Gradients beyond 5 also where x are tokens.
+
+    Raises:
+        ValueError: Sizes below 1, or sizes that the convention does not allow.
+    """
+    _check_sizes(kind, sizes)
     for attempt in range(1000):
-        problem = _draw(convention, level, np.random.default_rng([seed, attempt]), sizes, large, mask)
-        if convention.nonlinearity != "relu" or _clear_of_kink(problem):
+        problem = _draw(kind, np.random.default_rng([seed, attempt]), sizes, large)
+        if kind.nonlinearity != "relu" or _clear_of_kink(problem):
             return problem
     raise ValueError("check: found no problem of these sizes whose pre-activations stay away from relu's kink")
 
 
-def _check_sizes(convention: Convention, level: str, sizes: Sizes) -> None:
+@lru_cache(maxsize=256)
+def posed(kind: Kind, seed: int, sizes: Sizes, large: bool, dtype: str) -> tuple[Problem, dict[str, Array]]:
+    """Draw a problem, in numbers that dtype can hold, and solve it; kept for the next homework.
+
+    Raises:
+        ValueError, RuntimeError: As `draw_problem` and `witnessed_truth`.
+    """
+    problem = draw_problem(kind, seed, sizes, large).rounded(dtype)
+    found = witnessed_truth(problem)
+    arrays = [*problem.parameters.values(), problem.x, problem.h0, problem.upstream, problem.targets, problem.mask]
+    for array in [*arrays, *found.values()]:
+        if array is not None:
+            array.flags.writeable = False
+    return problem, found
+
+
+def _check_sizes(kind: Kind, sizes: Sizes) -> None:
     for name, size in sizes._asdict().items():
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"check: expected {name} to be a whole number of at least 1, got {size!r}")
-    if level == "step" and sizes.T != 1:
+    if kind.level == "step" and sizes.T != 1:
         raise ValueError(f"check: expected T = 1 at the level of one step, got {sizes.T}")
-    if convention.one_sequence and sizes.N != 1:
-        raise ValueError(f"check: expected N = 1, {convention.name} has one sequence, got {sizes.N}")
-    if convention.tokens and sizes.K != sizes.D:
-        raise ValueError(f"check: expected K = D, {convention.name} predicts its own tokens, got {sizes.K}, {sizes.D}")
-    if level == "network" and sizes.K < 2:
+    if kind.one_sequence and sizes.N != 1:
+        raise ValueError(f"check: expected N = 1 where there is but one sequence, got {sizes.N}")
+    if kind.tokens and sizes.K != sizes.D:
+        raise ValueError(f"check: expected K = D where tokens are predicted from tokens, got {sizes.K} and {sizes.D}")
+    if kind.level == "network" and sizes.K < 2:
         raise ValueError(f"check: expected K of at least 2, one class has no gradient, got {sizes.K}")
 
 
-def _draw(
-    convention: Convention, level: str, numbers: np.random.Generator, sizes: Sizes, large: bool, mask: bool
-) -> Problem:
+def _draw(kind: Kind, numbers: np.random.Generator, sizes: Sizes, large: bool) -> Problem:
     T, N, D, H, K = sizes
     normal = numbers.standard_normal
     parameters = {
-        "U": normal((H, D)) * (0.7 if convention.tokens else 0.7 * D**-0.5),
+        "U": normal((H, D)) * (0.7 if kind.tokens else 0.7 * D**-0.5),
         "W": normal((H, H)) * H**-0.5,
         "V": normal((K, H)) * (6 if large else 1.5) * H**-0.5,
         "b": normal(H) * 0.4,
         "c": normal(K) * 0.5,
     }
-    if convention.has("b2"):
+    if kind.second_bias:
         parameters["b2"] = normal(H) * 0.4
     x = normal((T, N, D))
-    if convention.tokens:  # all different while there are enough of them
+    if kind.tokens:  # all different while there are enough of them
         x = np.stack([numbers.permutation(max(D, T))[:T] % D for _ in range(N)], 1)
     h0 = np.tanh(normal((N, H)))
-    if convention.shared_h0:
+    if kind.shared_h0:
         h0 = np.repeat(h0[:1], N, 0)
     problem = Problem(
-        level,
+        kind.level,
         parameters,
         x,
         h0,
-        nonlinearity=convention.nonlinearity,
-        time=convention.time,
-        batch=convention.batch,
-        clip=convention.clip,
+        nonlinearity=kind.nonlinearity,
+        time=kind.time,
+        batch=kind.batch,
+        clip=kind.clip,
     )
-    if level == "network":
-        masked = mask and convention.has("mask") and T > 1
-        problem = replace(
-            problem,
-            targets=numbers.integers(K, size=(T, N)),
-            mask=_mask(numbers, T, N) if masked else None,
-        )
+    if kind.level == "network":
+        mask = _mask(numbers, T, N) if kind.masked and T > 1 else None
+        problem = replace(problem, targets=numbers.integers(K, size=(T, N)), mask=mask)
     else:
         problem = replace(problem, upstream=normal((T, N, H)))
-    return problem if convention.tokens else _with_large_gradients(problem)
+    return problem if kind.tokens else _with_large_gradients(problem)
 
 
 def _mask(numbers: np.random.Generator, T: int, N: int) -> Array:
@@ -246,7 +295,7 @@ def truth(problem: Problem) -> dict[str, Array]:
     with torch.enable_grad():
         leaves = {name: _leaf(array) for name, array in problem.parameters.items() if name != "b2"}
         leaves["b"] = _leaf(problem.bias)
-        x = torch.from_numpy(problem.x) if problem.tokens else _leaf(problem.x)
+        x = torch.tensor(problem.x) if problem.tokens else _leaf(problem.x)
         h0 = _leaf(problem.h0)
         steps = unrolled(leaves, x, h0, problem.nonlinearity)
         h, o = torch.stack(steps.h), torch.stack(steps.o)
@@ -276,8 +325,8 @@ def _leaf(array: Array) -> Tensor:
 
 def _loss(problem: Problem, h: Tensor, o: Tensor) -> Tensor:
     if problem.upstream is not None:
-        return (h * torch.from_numpy(problem.upstream)).sum()
-    y = torch.from_numpy(_targets(problem))
+        return (h * torch.tensor(problem.upstream)).sum()
+    y = torch.tensor(_targets(problem))
     y = y[-1] if problem.time == "last" else y
     return sequence_loss(o, y, time=problem.time, batch=problem.batch, ignore_index=IGNORED)
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torch_reference.candidates import Answer
 from torch_reference.conventions import PARAMETERS, Calls, Convention, to_course
 from torch_reference.course_problems import Problem
-from torch_reference.mistakes import Plant, pairs, planted, plants
+from torch_reference.mistakes import Mistake, Plant, pairs, planted, plants
 from torch_reference.workings import FORWARD_QUANTITIES, Workings
 
 Array = npt.NDArray[Any]
@@ -180,7 +180,7 @@ def _explanations(
     return tuple(found.values())
 
 
-def _fits_too(combination: tuple[Plant, ...], known: Mapping[Hashable, Plant], fit: Fit) -> bool:
+def _fits_too(combination: tuple[Plant, ...], known: Mapping[tuple[Any, ...], Plant], fit: Fit) -> bool:
     """Whether the same mistakes fit another answer."""
     there = [known[plant.key] for plant in combination if plant.key in known]
     return len(there) == len(combination) and fit.fits(planted(there))
@@ -204,26 +204,41 @@ def common_factor(answer: Answer, wanted: Mapping[str, Array]) -> float | None:
     return float(np.mean(ratios))
 
 
-def invisible(asked: Asked, convention: Convention) -> list[tuple[Plant, float]]:
-    """List the mistakes no form of which changes anything that is returned by more than a thousandth.
+def invisible(asked: Asked, standard: Problem, convention: Convention) -> dict[Mistake, float]:
+    """List the mistakes that change nothing that is returned, or hardly anything: less than a thousandth.
+
+    Args:
+        asked: The problem looked at, and its answer, which says what is returned.
+        standard: The standard problem. Of a mistake's forms the first counts that shows there.
+        convention: The homework's.
 
     Returns:
-        Each with the largest relative change that one of its forms makes.
+        Each with the relative change that it makes.
     """
-    workings = Workings(asked.problem, convention)
+    workings, usual = Workings(asked.problem, convention), Workings(standard, convention)
     symbols = [symbol for symbol in asked.answer.names if symbol in workings.quantities()]
     symbols += [symbol for symbol in FORWARD_QUANTITIES if symbol in asked.answer.values]
-    largest: dict[str, tuple[Plant, float]] = {}
-    for plant in plants(asked.problem, 0.0):
-        change = max((_change(workings, symbol, plant) for symbol in symbols), default=0.0)
-        known = largest.get(plant.mistake.id)
-        if known is None or change > known[1]:
-            largest[plant.mistake.id] = (plant, change)
-    return [(plant, change) for plant, change in largest.values() if change < HARDLY]
+    here = plants(asked.problem, 0.0)
+    first: dict[str, Plant] = {}
+    for plant in plants(standard, 0.0):
+        if plant.mistake.id not in first and _change(usual, symbols, plant) > HARDLY:
+            first[plant.mistake.id] = plant
+    changes = {}
+    for mistake in {plant.mistake.id: plant.mistake for plant in plants(standard, 0.0)}.values():
+        forms = [plant for plant in here if mistake.id in first and _same_parts(plant, first[mistake.id])]
+        exact = [plant for plant in forms if plant.key == first[mistake.id].key]
+        changes[mistake] = max((_change(workings, symbols, plant) for plant in exact or forms), default=0.0)
+    return {mistake: change for mistake, change in changes.items() if change < HARDLY}
 
 
-def _change(workings: Workings, symbol: str, plant: Plant) -> float:
-    right, wrong = workings.value(symbol, {}), workings.value(symbol, plant.variant.slots)
-    if right.shape != wrong.shape:
-        return float("inf")
-    return relative_error(wrong, right)
+def _same_parts(one: Plant, other: Plant) -> bool:
+    return one.mistake is other.mistake and one.variant.slots.keys() == other.variant.slots.keys()
+
+
+def _change(workings: Workings, symbols: Iterable[str], plant: Plant) -> float:
+    """The largest relative change that a mistake makes to any of these."""
+    largest = 0.0
+    for symbol in symbols:
+        right, wrong = workings.value(symbol, {}), workings.value(symbol, plant.variant.slots)
+        largest = max(largest, relative_error(wrong, right) if right.shape == wrong.shape else float("inf"))
+    return largest

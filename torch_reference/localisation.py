@@ -109,7 +109,8 @@ def step_errors(value: Array, right: Array) -> list[float]:
 
 def see(answer: Answer, problem: Problem, truth: Mapping[str, Array], convention: Convention) -> Seen:
     """Return what the homework holds for dL/do_t and dL/da_t: returned, or read off its sums where these agree."""
-    values = {name: answer.values[name] for name in ("h", "o", "p", "do", "dh", "da") if name in answer.values}
+    returned: tuple[str, ...] = ("h", "o", "p", "do", "dh", "da", "dx")
+    values = {name: answer.values[name] for name in returned if name in answer.values}
     read_off = set()
     if problem.level == "network" and "do" not in values:
         do = _output_errors(answer, problem, truth, convention)
@@ -121,8 +122,6 @@ def see(answer: Answer, problem: Problem, truth: Mapping[str, Array], convention
         if da is not None:
             values["da"] = da
             read_off.add("da")
-    if "dx" in answer.values:
-        values["dx"] = answer.values["dx"]
     return Seen(values, frozenset(read_off))
 
 
@@ -141,7 +140,8 @@ def _rows(product: Array, right: Array, tolerance: float) -> Array | None:
     rows: Array = product @ np.linalg.pinv(right)
     if relative_error(rows @ right, product) > tolerance:
         return None
-    return rows.T
+    turned: Array = rows.T
+    return turned
 
 
 def _from_sum(answer: Answer, symbol: str, right: Array, problem: Problem, convention: Convention) -> Array | None:
@@ -232,7 +232,7 @@ def first_seen(
         if steps:
             return Place("do", steps[-1], "do" not in seen.read_off)
     limit = near if "da" in seen.read_off else tolerance
-    returned = {name: seen.values[name] for name in ("dh", "da") if name in seen.values}
+    returned = {name: value for name, value in seen.values.items() if name in ("dh", "da")}
     place = first_difference(returned, truth, limit, T)
     if place is not None:
         inferred = "da" in seen.read_off

@@ -96,7 +96,8 @@ def _slope_of_state_before(problem: Problem, moment: Moment) -> Array:
 
 
 def _untransposed(source: Array, W: Array) -> Array:
-    return source @ W.T
+    result: Array = source @ W.T
+    return result
 
 
 def _local_twice(local: Array, carry: Array, starts: bool) -> Array:
@@ -153,7 +154,8 @@ def _initial_sums(problem: Problem, largest: float) -> Iterator[Variant]:
         return dh0
 
     def summed(dh0: Array, shared: bool) -> Array:
-        return dh0.sum(0)
+        result: Array = dh0.sum(0)
+        return result
 
     def summed_rows(dh0: Array, shared: bool) -> Array:
         return np.broadcast_to(dh0.sum(0), dh0.shape)
@@ -179,7 +181,8 @@ def _slope_of_activated_state(problem: Problem, moment: Moment) -> Array:
 
 
 def _no_square(problem: Problem, moment: Moment) -> Array:
-    return moment.g * (1 - moment.h)
+    result: Array = moment.g * (1 - moment.h)
+    return result
 
 
 def _slope_alone(problem: Problem, moment: Moment) -> Array:
@@ -200,11 +203,13 @@ def _other_slopes(problem: Problem, largest: float) -> Iterator[Variant]:
 
 
 def _squared_without_one(problem: Problem, moment: Moment) -> Array:
-    return moment.g * moment.h**2
+    result: Array = moment.g * moment.h**2
+    return result
 
 
 def _plus_square(problem: Problem, moment: Moment) -> Array:
-    return moment.g * (1 + moment.h**2)
+    result: Array = moment.g * (1 + moment.h**2)
+    return result
 
 
 # Sums
@@ -260,13 +265,14 @@ def _skipping_last(problem: Problem, largest: float) -> Iterator[Variant]:
 
 
 def _zero_last(local: Array) -> Array:
-    result = local.copy()
+    result: Array = local.copy()
     result[-1] = 0
     return result
 
 
 def _unsummed(z: Array) -> Array:
-    return z.sum(0)
+    result: Array = z.sum(0)
+    return result
 
 
 def _mean_over_batch(z: Array) -> Array:
@@ -348,7 +354,12 @@ def _exponentials(o: Array) -> Array:
     return np.exp(o)
 
 
-_AXES = {"over the batch": 1, "over time": 0, "over time and classes": (0, 2), "over the batch and classes": (1, 2)}
+_AXES: dict[str, int | tuple[int, ...]] = {
+    "over the batch": 1,
+    "over time": 0,
+    "over time and classes": (0, 2),
+    "over the batch and classes": (1, 2),
+}
 _SOFTMAXES = {note: partial(softmax, axis=axis) for note, axis in _AXES.items()} | {
     "over everything at once": partial(softmax, axis=(0, 1, 2))
 }
@@ -491,7 +502,8 @@ _ONE_ARRAY = tuple(
 
 
 def _without_bias(problem: Problem, Ux_t: Array, state: Array) -> Array:
-    return Ux_t + state @ problem.parameters["W"].T
+    result: Array = Ux_t + state @ problem.parameters["W"].T
+    return result
 
 
 def _without_input(problem: Problem, Ux_t: Array, state: Array) -> Array:
@@ -504,11 +516,13 @@ def _without_state(problem: Problem, Ux_t: Array, state: Array) -> Array:
 
 
 def _with_first_bias(problem: Problem, Ux_t: Array, state: Array) -> Array:
-    return Ux_t + state @ problem.parameters["W"].T + problem.parameters["b"]
+    result: Array = Ux_t + state @ problem.parameters["W"].T + problem.parameters["b"]
+    return result
 
 
 def _with_W_turned(problem: Problem, Ux_t: Array, state: Array) -> Array:
-    return Ux_t + state @ problem.parameters["W"] + problem.bias
+    result: Array = Ux_t + state @ problem.parameters["W"] + problem.bias
+    return result
 
 
 def _from_zero(problem: Problem) -> States:
@@ -869,7 +883,7 @@ _TABLE = (
         _clips,
     ),
     Mistake(
-        "F01",
+        "M50",
         "forward formula",
         "The states are not those of the network.",
         "Compare your line for the state with F1 and F2 term by term.",

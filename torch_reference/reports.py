@@ -158,6 +158,18 @@ class Report:
             return deciding[0]
         return deciding[-1] if deciding else None
 
+    def __str__(self) -> str:
+        """The report as text."""
+        from torch_reference import rendering  # which imports this module
+
+        return rendering.text(self)
+
+    def _repr_html_(self) -> str:
+        """The report as notebooks show it."""
+        from torch_reference import rendering
+
+        return rendering.html_fragment(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON has it: `main`'s gradients, first_wrong and findings on top, all levels below."""
         main = self.main

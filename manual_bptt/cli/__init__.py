@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None: those of the process.
     """
     try:
-        from manual_bptt.cli import trace, verify
+        from manual_bptt.cli import check, trace, verify
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "rich":
             raise
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('manual-bptt')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     verify.add_parser(commands)
+    check.add_parser(commands)
     trace.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
