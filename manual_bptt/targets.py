@@ -49,7 +49,8 @@ def weighted_targets(
     letters, sizes = ("TBK" if o.ndim == 3 else "TK"), o.shape
     if time == "last":
         letters, sizes = letters[1:], sizes[1:]
-        if o.shape[0] > 1 and y.shape in (o.shape, o.shape[:-1]):
+        fits = y.is_floating_point() and y.shape == sizes  # T = B = K: (B, K) is (T, B) too
+        if o.shape[0] > 1 and y.shape in (o.shape, o.shape[:-1]) and not fits:
             raise ValueError(
                 f"{function}: expected {symbol} without the time axis for time='last', got {tuple(y.shape)}; "
                 f"give the last step's targets alone, {symbol}[-1]"

@@ -122,7 +122,6 @@ def trace(problem: Problem) -> Trace:
         TypeError, ValueError: As `bptt`.
     """
     check_sizes(problem.sizes())
-    _check_told_apart(problem)
     result = bptt(problem.parameters, problem.x, problem.targets, problem.h0, **problem.options)
     terms = _terms(problem, result)
     T = problem.x.shape[0]
@@ -144,13 +143,6 @@ def check_sizes(sizes: dict[str, int]) -> None:
     for name, size in sizes.items():
         if not 1 <= size <= LIMITS[name]:
             raise ValueError(f"expected {name} from 1 to {LIMITS[name]}, since a sheet has to be readable, got {size}")
-
-
-def _check_told_apart(problem: Problem) -> None:
-    """ValueError where `bptt` would take the last step's targets (N, K) for classes of every step (T, N)."""
-    T, N, K = (problem.sizes()[name] for name in "TNK")
-    if problem.time == "last" and problem.targets.ndim == 2 and T == N == K > 1:
-        raise ValueError(f"expected T, N and K not all alike for time='last' and targets (N, K), got {T} for each")
 
 
 def _check_finite(section: Section) -> None:

@@ -138,7 +138,7 @@ class Spy:
             def noting(instance: Any, *arguments: Any) -> Any:
                 self.given.setdefault(f"{name}.{own}", arguments)
                 self.given.setdefault(f"{name}'s own", tuple(vars(instance).items()))
-                return "cache", "cache", "cache"
+                return "cache"
 
             return noting
 
@@ -174,7 +174,7 @@ def test_every_level_is_described() -> None:
 
 
 def split(described: str) -> list[str]:
-    return re.findall(r"\w+\{[^}]*\}|[^,]+", described)
+    return re.findall(r"\w+\{[^}]*\}|\w[^,]*", described)
 
 
 def partly(sizes: Mapping[str, int]) -> Callable[[str], Any]:
@@ -212,6 +212,8 @@ def test_layouts_turn_round_and_back(convention: Convention, level: str, calls: 
         layout = convention.layout(name, calls)
         assert layout is not None
         symbol, axes = layout
+        if symbol in ("loss", "dloss", "ddh"):
+            continue  # one number, and what nobody asks for
         own = AXES[symbol]
         if symbol == "x" and "D" not in axes:
             own = "TN"
@@ -226,7 +228,7 @@ def test_layouts_turn_round_and_back(convention: Convention, level: str, calls: 
         for index in np.ndindex(course.shape):
             at = dict(zip(axes, index, strict=True))
             assert course[index] == array[tuple(at.get(axis, 0) for axis in own)], name
-        if own == AXES[symbol]:
+        if own == AXES[symbol] and (symbol != "dh0" or "N" in axes):  # without N see the next two tests
             np.testing.assert_array_equal(from_course(course, symbol, axes, array.shape), array, err_msg=name)
 
 
@@ -234,6 +236,26 @@ def test_a_shared_initial_state_has_one_row_and_its_gradient_too() -> None:
     h0 = np.repeat(np.arange(4.0)[None], 3, 0)
     np.testing.assert_array_equal(to_course(h0, "h0", "H"), np.arange(4))
     np.testing.assert_array_equal(from_course(np.arange(4.0), "dh0", "H", (3, 4)), np.arange(4))
+
+
+@pytest.mark.xfail(raises=ValueError, reason="dh0 of the only sequence is taken for one that is shared by a batch")
+def test_the_only_sequence_may_return_the_gradient_of_its_initial_state() -> None:
+    """What KTH's assignment would be with dh0."""
+    call = "compute_gradients(X, Y, h0, RNN{U, W, V, b, c}) -> loss, {dU, dW, dV, db, dc, dh0}"
+    convention = replace(CONVENTIONS["kth"], levels={"network": Calls(call)})
+    solved = homework("kth").compute_gradients
+
+    def with_dh0(X: Array, Y: Array, h0: Array, RNN: dict[str, Array]) -> Any:
+        loss, gradients = solved(X, Y, h0, RNN)
+        # db of the first step alone is its da, the difference that the first column makes
+        h1 = np.tanh(RNN["U"] @ X[:, :1] + RNN["W"] @ h0 + RNN["b"])
+        rest = solved(X[:, 1:], Y[:, 1:], h1, RNN)[1]
+        share = gradients["b"] - rest["b"] * (X.shape[1] - 1) / X.shape[1]
+        return loss, gradients | {"h0": RNN["W"].T @ share}
+
+    report = check({"compute_gradients": with_dh0}, convention)
+    assert report.verdict == "right"
+    assert report.levels[0].gradients[-1].name == "dh0"
 
 
 @pytest.mark.parametrize(("convention", "level", "calls"), every_way())
@@ -364,6 +386,7 @@ def test_a_teachers_convention_names_a_planted_mistake(slip: str) -> None:
 
 
 NAMES = {"x": "x TND", "h0": "h0 NH", "A": "U HD", "B": "W HP", "s": "b H", "h": "h TNH"}
+WITHOUT_X = {name: NAMES[name] for name in NAMES if name != "x"}
 FORWARD = "forward(x, h0, A, B, s) -> h, cache"
 GRADIENT = "backward(dh, cache) -> dx, dh0, dA, dB, ds"
 
@@ -411,7 +434,9 @@ def test_a_malformed_entry_is_refused(options: dict[str, Any], message: str) -> 
         pytest.param({"names": {**NAMES, "A": "U TN"}}, id="axes of something else"),
         pytest.param({"names": {**NAMES, "A": "U H"}}, id="an axis missing"),
         pytest.param({"names": {**NAMES, "A": "U HH"}}, id="an axis twice"),
-        pytest.param({"names": {name: NAMES[name] for name in ("h0", "B", "s", "h")}}, id="no x"),
+        pytest.param(
+            {"names": WITHOUT_X, "forward": "f(h0, A, B, s) -> h, cache", "gradient": "g(dh, cache) -> dA"}, id="no x"
+        ),
         pytest.param({"gradient": "backward(dh, cache) -> dx, dh0, da_misspelt, dB, ds"}, id="a gradient misspelt"),
         pytest.param({"read": ("dAA",)}, id="a gradient misspelt that is read"),
         pytest.param({"set": ("AA",)}, id="a name misspelt that is set"),
@@ -506,7 +531,7 @@ def test_the_mask_may_be_left_out(function: Callable[..., Any]) -> None:
             lambda x, h0, W: (h0, None),
             "expected rnn_forward(x, h0, Wx, Wh, b) with 5 parameters, got rnn_forward(x, h0, W)",
         ),
-        (lambda: None, "expected rnn_forward(x, h0, Wx, Wh, b) with 5 parameters, got rnn_forward()"),
+        (lambda q: None, "expected rnn_forward(x, h0, Wx, Wh, b) with 5 parameters, got rnn_forward(q)"),
         (lambda x, h0, Wx, Wh, b, more: (h0, None), "missing 1 required positional argument: 'more'"),
     ],
 )

@@ -75,12 +75,12 @@ def _with_and_without_h0(slots: Mapping[str, Any], note: str = "") -> tuple[Vari
 # Recurrence
 
 
-def _no_carry_slots() -> Iterator[Variant]:
-    def local_alone(local: Array, carry: Array, starts: bool) -> Array:
-        return local
+def _local_alone(local: Array, carry: Array, starts: bool) -> Array:
+    return local
 
-    yield Variant({"combine": local_alone})
-    yield Variant({"combine": local_alone, "dh0": "zeros"}, "dL/dh0 stays zero")
+
+def _plus_carry(z: Array, carry: Array) -> Array:
+    return z + carry
 
 
 def _carry_alone(local: Array, carry: Array, starts: bool) -> Array:
@@ -589,7 +589,10 @@ _TABLE = (
         "What flows back from the next time step is missing: every step sees its own loss alone.",
         "h_t acts on the loss in two ways, through its own output and through the next state. Look for the sum of both "
         "in the loop over time (B3), and at the variable that should travel from one turn of the loop to the next.",
-        lambda problem, largest: _no_carry_slots(),
+        _fixed(
+            Variant({"combine": _local_alone}),
+            Variant({"combine": _local_alone, "dh0": "zeros"}, "dL/dh0 stays zero"),
+        ),
         _THROUGH,
     ),
     Mistake(
@@ -622,6 +625,14 @@ _TABLE = (
         "A product that is passed backwards needs the matrix the other way round than forwards (B3, B8). With a square "
         "matrix no shape error tells.",
         _fixed(*_with_and_without_h0({"matrix": _untransposed})),
+    ),
+    Mistake(
+        "M06",
+        "carry added after the activation's derivative",
+        "What flows back from the next step is added to dL/da_t, so it does not pass through the step's activation.",
+        "It arrives at h_t, not at a_t. Where do the two parts meet, before the activation or after it (B3, B4)?",
+        _fixed(*_with_and_without_h0({"combine": _local_alone, "after slope": _plus_carry})),
+        _THROUGH,
     ),
     Mistake(
         "M07",

@@ -111,6 +111,7 @@ RIGHT: dict[str, Any] = {
     "local": lambda local: local,
     "order": lambda T: range(T - 1, -1, -1),
     "combine": lambda local, carry, starts: local + carry,
+    "after slope": lambda z, carry: z,
     "slope": lambda problem, moment: moment.g * SLOPES[problem.nonlinearity](moment.h),
     "source": lambda problem, moment: moment.z,
     "matrix": lambda source, W: source @ W,
@@ -135,7 +136,7 @@ RIGHT: dict[str, Any] = {
 
 _FORWARD = ("states", "softmax", "shown p", "loss", "loss of")
 _OUTPUT = ("states", "softmax", "error", "weights", "factor")
-_TIME = (*_OUTPUT, "local", "order", "combine", "slope", "source", "matrix", "cut", "window", "initial")
+_TIME = (*_OUTPUT, "local", "order", "combine", "after slope", "slope", "source", "matrix", "cut", "window", "initial")
 # the slots that each quantity depends on
 DEPENDS: dict[str, tuple[str, ...]] = {
     "h": ("states",),
@@ -277,7 +278,7 @@ class Workings:
         for count, t in enumerate(slots["order"](T)):
             dh[t] = g = slots["combine"](local[t], carry, count == 0)
             moment = Moment(g, g, states.a[t], states.h[t], states.before[t])
-            da[t] = z = slots["slope"](self.problem, moment)
+            da[t] = z = slots["after slope"](slots["slope"](self.problem, moment), carry)
             carry = slots["matrix"](slots["source"](self.problem, moment._replace(z=z)), W)
             if t > 0 and slots["cut"](t, T):
                 carry = np.zeros_like(carry)

@@ -89,10 +89,12 @@ STEP: dict[str, Edits] = {
     "M36-mean-batch": ((CELL_DB, "dba = np.mean(dz, axis=1, keepdims=True)"),),
     "M43-exp-twice": (("e = np.exp(o - o.max(axis=0, keepdims=True))", "e = np.exp(np.exp(o))"),),
     "M43-over-batch": (("o.max(axis=0", "o.max(axis=1"), ("e.sum(axis=0", "e.sum(axis=1")),
+    "M37-dx": (("dxt = Wax.T @ dz", "dxt = Wax.T @ da_next"),),
     "P6": (
         (IMPORT, IMPORT + "\nba = np.full((1, 1), 0.3, dtype=np.float32)\n"),
         ('ba, by = parameters["ba"], parameters["by"]', 'by = parameters["by"]'),
     ),
+    "P6-by": (("yt_pred = softmax(Wya @ a_next + by)", "yt_pred = softmax(Wya @ a_next)"),),
 }
 
 STEP_ALONE: dict[str, Edits] = {
@@ -232,9 +234,7 @@ OUTSIDE: dict[str, Edits] = {
     "rounded to three decimals": ((DA0, DA0 + "    dWaa = np.round(dWaa, 3)\n"),),
     "size of the bias gradient": ((CELL_DB, "dba = np.sum(np.abs(dz), axis=1, keepdims=True)"),),
     "later steps count more": ((SUM_DBA, '        dba += (t + 1) * gradients["dba"]\n'),),
-    "dx from dh": (("dxt = Wax.T @ dz", "dxt = Wax.T @ da_next"),),
     "dx summed up over time": ((DA0, DA0 + "    dx = np.cumsum(dx, axis=2)\n"),),
-    "no output bias": (("yt_pred = softmax(Wya @ a_next + by)", "yt_pred = softmax(Wya @ a_next)"),),
 }
 
 # The first wrong quantity in the order h, o, loss, do, dh, da, sums, dx, dh0, and its step: steps of h and o counted
@@ -253,7 +253,5 @@ OUTSIDE_FIRST_WRONG: dict[str, tuple[str, int | str | None]] = {
     "rounded to three decimals": ("dW", None),
     "size of the bias gradient": ("db", None),
     "later steps count more": ("db", None),
-    "dx from dh": ("dx", "last"),
     "dx summed up over time": ("dx", "last"),
-    "no output bias": ("o", 1),
 }

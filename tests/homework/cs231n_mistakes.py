@@ -95,6 +95,7 @@ STEP: dict[str, Edits] = {
     "M32-dU": (("dWx = x.T @ da", "dWx = da.T @ x"), ("dWx = np.zeros_like(Wx)", "dWx = np.zeros_like(Wx.T)")),
     "M36-unsummed": ((STEP_DB, "db = da"), ("db = np.zeros(H, dtype", "db = np.zeros((N, H), dtype")),
     "M36-mean-batch": ((STEP_DB, "db = da.mean(axis=0)"),),
+    "M37-dx": (("dx = da @ Wx.T", "dx = dnext_h @ Wx.T"),),
     "P6": (
         (IMPORT, IMPORT + "\nbias = np.full(1, 0.3, dtype=np.float32)\n"),
         ("a = x @ Wx + prev_h @ Wh + b ", "a = x @ Wx + prev_h @ Wh + bias "),
@@ -273,7 +274,6 @@ OUTSIDE: dict[str, Edits] = {
     "rounded to three decimals": ((RETURN_BACKWARD, "    return dx, dh0, dWx, dWh.round(3), db\n"),),
     "size of the bias gradient": ((STEP_DB, "db = np.abs(da).sum(axis=0)"),),
     "later steps count more": ((SUM_DB, "        db += (t + 1) * db_t\n"),),
-    "dx from dh": (("dx = da @ Wx.T", "dx = dnext_h @ Wx.T"),),
     "dx summed up over time": (("    dh0 = dprev_h\n", "    dh0 = dprev_h\n    dx = np.cumsum(dx, axis=1)\n"),),
     "softmax twice": (("probs = softmax(scores)", "probs = softmax(softmax(scores))"),),
     "target nearly one": ((ONE_HOT, "dscores[word] -= 0.9"),),
@@ -296,7 +296,6 @@ OUTSIDE_FIRST_WRONG: dict[str, tuple[str, int | str | None]] = {
     "rounded to three decimals": ("dW", None),
     "size of the bias gradient": ("db", None),
     "later steps count more": ("db", None),
-    "dx from dh": ("dx", "last"),
     "dx summed up over time": ("dx", "last"),
     "softmax twice": ("loss", None),
     "target nearly one": ("do", "last"),

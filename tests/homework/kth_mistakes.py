@@ -96,6 +96,7 @@ MISTAKES: dict[str, Edits] = {
     "M32-dU": ((RETURN, RETURN.replace("dU", "dU.T")),),
     "M32-dV": ((RETURN, RETURN.replace("dV", "dV.T")),),
     "M33": ((DW, "        if t > 0:\n            dW += da_t @ h_before.T\n"),),
+    "M34-dV": ((DV, "        if t < T - 1:\n            dV += e_t @ h_t.T\n"),),
     "M35": (
         (DB, "        db = da_t\n"),
         (DW, "        dW = da_t @ h_before.T\n"),
@@ -138,6 +139,7 @@ MISTAKES: dict[str, Edits] = {
         ("import numpy as np\n", "import numpy as np\n\nbias = np.full((1, 1), 0.1)\n"),
         (A, A.replace("+ b ", "+ bias ")),
     ),
+    "P6-c": ((SCORES, "    P = softmax(V @ H[:, 1:])\n"),),
     "P7": (
         (
             LOSS + E,
@@ -208,7 +210,6 @@ PAIRS: tuple[tuple[str, str], ...] = (
 )
 
 OUTSIDE: dict[str, Edits] = {
-    "output-bias-forgotten": ((SCORES, "    P = softmax(V @ H[:, 1:])\n"),),
     "input-twice": ((A, A.replace("U @", "2 * U @")),),
     "loss-in-bits": ((LOSS, LOSS.replace("np.log(", "np.log2(")),),
     "target-weakened": ((E, E.replace("Y)", "0.9 * Y)")),),
@@ -220,7 +221,6 @@ OUTSIDE: dict[str, Edits] = {
     "slope-of-h-before": ((SLOPE, "        da_t = dh_t * (1 - h_before**2)\n"),),
     "input-of-next-step": ((DU, "        dU += da_t @ X[:, [(t + 1) % T]].T\n"),),
     "dW-rounded": ((RETURN, RETURN.replace('"W": dW', '"W": np.round(dW, 3)')),),
-    "last-step-dropped": ((DV, "        if t < T - 1:\n            dV += e_t @ h_t.T\n"),),
     "db-from-sizes": ((DB, "        db += np.abs(da_t)\n"),),
     "dc-centred": ((RETURN, RETURN.replace('"c": dc', '"c": dc - dc.max()')),),
 }
@@ -230,7 +230,6 @@ LEVEL: dict[str, str] = dict.fromkeys((*MISTAKES, *OUTSIDE), "network")
 # Steps: a positive number counts from the first step on (h and o go forward), "last" is T and -2 is T - 1. Going
 # back, dh and da of a step come before those of the step before it.
 OUTSIDE_FIRST_WRONG: dict[str, tuple[str, int | str | None]] = {
-    "output-bias-forgotten": ("o", 1),
     "input-twice": ("h", 1),
     "loss-in-bits": ("loss", None),
     "target-weakened": ("do", "last"),
@@ -242,7 +241,6 @@ OUTSIDE_FIRST_WRONG: dict[str, tuple[str, int | str | None]] = {
     "slope-of-h-before": ("da", "last"),
     "input-of-next-step": ("dU", None),
     "dW-rounded": ("dW", None),
-    "last-step-dropped": ("dV", None),
     "db-from-sizes": ("db", None),
     "dc-centred": ("dc", None),
 }
