@@ -23,7 +23,7 @@ class Homework:
     Attributes:
         text: The file.
         mistakes: Known mistakes by key, the mistake's number and perhaps a variant: "M11-k2".
-        levels: The level at which each of them is made, "step+sequence" if at both.
+        levels: The level at which each of these, and of those outside, is made; "step+sequence" if at both.
         pairs: Keys of known mistakes to plant together.
         outside: Mistakes that no catalogue lists, by name.
         outside_first_wrong: The canonical symbol of the first quantity that each of these spoils, and its step: counted

@@ -33,6 +33,7 @@ from torch_reference.conventions import (
     from_course,
     to_course,
 )
+from torch_reference.course_problems import Problem, Sizes, draw_problem, kind_of
 from torch_reference.reports import LevelReport, Report
 from torch_reference.running import InProcess
 
@@ -62,38 +63,39 @@ def every_way() -> list[tuple[Convention, str, Calls]]:
     ]
 
 
-# What every function is given: the courses' own order, names, axes. "[T]" is a list of whole numbers.
+# What every function is given: the courses' own order, names, axes. P is H of the step before, so that HP multiplies
+# columns and PH rows; "[T]" is a list of whole numbers.
 CELL = {
     "RNNCell": "D, H",
     "RNNCell.forward": "x ND, h_prev_t NH",
     "RNNCell.backward": "delta NH, h_t cache, h_prev_l ND, h_prev_t NH",
 }
 CELL_SEQUENCE = {
-    "rnn_forward": "x NTD, h0 NH, W_ih HD, W_hh HH, b_ih H, b_hh H",
+    "rnn_forward": "x NTD, h0 NH, W_ih HD, W_hh HP, b_ih H, b_hh H",
     "rnn_backward": "dh NTH, cache",
 }
-COURSERA_PARAMETERS = "parameters{Wax HD, Waa HH, Wya KH, ba H1, by K1}"
+COURSERA_PARAMETERS = "parameters{Wax HD, Waa HP, Wya KH, ba H1, by K1}"
 GIVEN: dict[str, dict[str, dict[str, str]]] = {
     "goodfellow": {
-        "sequence": {"rnn_forward": "x TND, h0 NH, U HD, W HH, b H", "rnn_backward": "dh TNH, cache"},
-        "network": {"bptt": "x TND, y TN, mask TN, h0 NH, U HD, W HH, V KH, b H, c K"},
+        "sequence": {"rnn_forward": "x TND, h0 NH, U HD, W HP, b H", "rnn_backward": "dh TNH, cache"},
+        "network": {"bptt": "x TND, y TN, mask TN, h0 NH, U HD, W HP, V KH, b H, c K"},
     },
     "torch": {
         "sequence": {
-            "rnn_forward": "x TND, h0 NH, weight_ih HD, weight_hh HH, bias_ih H, bias_hh H",
+            "rnn_forward": "x TND, h0 NH, weight_ih HD, weight_hh HP, bias_ih H, bias_hh H",
             "rnn_backward": "grad_output TNH, cache",
         },
         "network": {
-            "rnn_loss": "x TND, y TN, h0 NH, weight_ih HD, weight_hh HH, bias_ih H, bias_hh H, weight_ho KH, bias_ho K"
+            "rnn_loss": "x TND, y TN, h0 NH, weight_ih HD, weight_hh HP, bias_ih H, bias_hh H, weight_ho KH, bias_ho K"
         },
     },
     "cs231n": {
         "step": {
-            "rnn_step_forward": "x ND, prev_h NH, Wx DH, Wh HH, b H",
+            "rnn_step_forward": "x ND, prev_h NH, Wx DH, Wh PH, b H",
             "rnn_step_backward": "dnext_h NH, cache",
         },
-        "sequence": {"rnn_forward": "x NTD, h0 NH, Wx DH, Wh HH, b H", "rnn_backward": "dh NTH, cache"},
-        "network": {"rnn_loss": "x NTD, y NT, mask NT, h0 NH, Wx DH, Wh HH, b H, W_vocab HK, b_vocab K"},
+        "sequence": {"rnn_forward": "x NTD, h0 NH, Wx DH, Wh PH, b H", "rnn_backward": "dh NTH, cache"},
+        "network": {"rnn_loss": "x NTD, y NT, mask NT, h0 NH, Wx DH, Wh PH, b H, W_vocab HK, b_vocab K"},
     },
     "coursera": {
         "step": {
@@ -105,16 +107,31 @@ GIVEN: dict[str, dict[str, dict[str, str]]] = {
     "cmu": {
         "step": CELL,
         "sequence": CELL_SEQUENCE,
-        "network": {"rnn_loss": "x NTD, y N, h0 NH, W_ih HD, W_hh HH, b_ih H, b_hh H, W_out KH, b_out K"},
+        "network": {"rnn_loss": "x NTD, y N, h0 NH, W_ih HD, W_hh HP, b_ih H, b_hh H, W_out KH, b_out K"},
     },
     "mytorch": {"step": CELL, "sequence": CELL_SEQUENCE},
     "karpathy": {"network": {"lossFun": "inputs [T], targets [T], hprev H1"}},
-    "kth": {"network": {"compute_gradients": "X DT, Y KT, h0 H1, RNN{U HD, W HH, V KH, b H1, c K1}"}},
+    "kth": {"network": {"compute_gradients": "X DT, Y KT, h0 H1, RNN{U HD, W HP, V KH, b H1, c K1}"}},
     "d2l": {
-        "sequence": {"rnn_forward": "X TND, H0 NH, W_xh DH, W_hh HH, b_h H", "rnn_backward": "dH TNH, cache"},
-        "network": {"rnn_gradients": "X TND, Y TN, H0 NH, W_xh DH, W_hh HH, b_h H, W_hq HK, b_q K"},
+        "sequence": {"rnn_forward": "X TND, H0 NH, W_xh DH, W_hh PH, b_h H", "rnn_backward": "dH TNH, cache"},
+        "network": {"rnn_gradients": "X TND, Y TN, H0 NH, W_xh DH, W_hh PH, b_h H, W_hq HK, b_q K"},
     },
 }
+
+
+LETTERS = (
+    {"inputs": "x", "X": "x", "xt": "x", "h_prev_l": "x", "targets": "y", "Y": "y"}
+    | dict.fromkeys(("H0", "prev_h", "a0", "a_prev", "hprev", "h_prev_t"), "h0")
+    | dict.fromkeys(("dh", "dH", "grad_output", "dnext_h", "da", "da_next", "delta"), "dh")
+    | dict.fromkeys(("weight_ih", "Wx", "Wax", "W_ih", "Wxh", "W_xh"), "U")
+    | dict.fromkeys(("weight_hh", "Wh", "Waa", "W_hh", "Whh"), "W")
+    | dict.fromkeys(("weight_ho", "W_vocab", "Wya", "W_out", "Why", "W_hq"), "V")
+    | dict.fromkeys(("bias_ih", "ba", "b_ih", "bh", "b_h"), "b")
+    | dict.fromkeys(("bias_hh", "b_hh"), "b2")
+    | dict.fromkeys(("bias_ho", "b_vocab", "by", "b_out", "b_q"), "c")
+)
+GLOBALS = {"karpathy": "Wxh HD, Whh HP, Why KH, bh H1, by K1, vocab_size D, hidden_size H"}
+ATTRIBUTES = "W_ih HD, W_hh HP, b_ih H, b_hh H"
 
 
 class Spy:
@@ -122,10 +139,14 @@ class Spy:
 
     def __init__(self) -> None:
         self.given: dict[str, tuple[Any, ...]] = {}
+        self.around: dict[str, Any] = {}  # globals and attributes at the time of the call
 
     def function(self, name: str) -> Callable[..., Any]:
         def noting(*arguments: Any) -> Any:
             self.given.setdefault(name, arguments)
+            self.around |= {
+                each: globals()[each] for each in re.findall(r"\w+", GLOBALS["karpathy"]) if each in globals()
+            }
             return "cache", "cache", "cache"
 
         return noting
@@ -137,7 +158,7 @@ class Spy:
         def method(own: str) -> Callable[..., Any]:
             def noting(instance: Any, *arguments: Any) -> Any:
                 self.given.setdefault(f"{name}.{own}", arguments)
-                self.given.setdefault(f"{name}'s own", tuple(vars(instance).items()))
+                self.around |= vars(instance)
                 return "cache"
 
             return noting
@@ -147,24 +168,60 @@ class Spy:
 
 @pytest.mark.parametrize(("name", "level"), [(name, level) for name in GIVEN for level in GIVEN[name]])
 def test_functions_are_given_what_the_course_gives(name: str, level: str) -> None:
+    """Number by number, against a transposition that is not the project's own."""
     convention = CONVENTIONS[name]
+    kind = kind_of(convention, level)
+    N, K = 1 if convention.one_sequence else 3, 5 if convention.tokens else 6
+    problem = draw_problem(kind, 0, Sizes(1 if level == "step" else 2, N, 5, 4, K))
     spy = Spy()
     functions = GIVEN[name][level]
-    sizes = SIZES | {"T": 1 if level == "step" else 2}
-    if convention.one_sequence:
-        sizes |= {"N": 1}
-    if convention.tokens:
-        sizes |= {"K": 5}
     if "RNNCell" in functions:
         given = {"RNNCell": spy.owner("RNNCell", ("forward", "backward"))}
     else:
         given = {function: spy.function(function) for function in functions}
-    check(given, convention, level=level, sizes=sizes)
+    check(given, convention, problem=problem)
     for function, described in functions.items():
-        assert list(map(shape, spy.given[function])) == list(map(partly(sizes), split(described))), function
-    if "RNNCell" in functions:
-        own = {key: shape(value) for key, value in spy.given["RNNCell's own"]}
-        assert own == {"W_ih": (4, 5), "W_hh": (4, 4), "b_ih": (4,), "b_hh": (4,)}
+        arguments = split(described)
+        assert len(spy.given[function]) == len(arguments), function
+        for got, each in zip(spy.given[function], arguments, strict=True):
+            assert_given(got, each, problem)
+    for each in split(ATTRIBUTES if "RNNCell" in functions else GLOBALS.get(name, "")):
+        assert_given(spy.around[each.split()[0]], each, problem)
+
+
+def assert_given(got: Any, described: str, problem: Problem) -> None:
+    """Compare what was given with the problem's array, turned as described."""
+    if "{" in described:
+        members = split(described.partition("{")[2].rstrip("}"))
+        assert list(got) == [member.split()[0] for member in members]
+        for member in members:
+            assert_given(got[member.split()[0]], member, problem)
+        return
+    name, axes = described.split() if " " in described else ("", described)
+    sizes = problem.sizes._asdict() | {"P": problem.sizes.H, "1": 1}
+    if axes == "cache":
+        assert got == "cache"
+    elif len(axes) == 1 and name in ("", "vocab_size", "hidden_size"):
+        assert got == sizes[axes]
+    elif axes == "[T]":
+        assert all(type(each) is int for each in got)
+        np.testing.assert_array_equal(got, part(problem, LETTERS[name])[:, 0], err_msg=name)
+    else:
+        assert tuple(got.shape) == tuple(sizes[axis] for axis in axes), name
+        array, own = part(problem, LETTERS.get(name, name)), AXES[LETTERS.get(name, name)]
+        if own == "TN" and "K" in axes:
+            array, own = np.eye(problem.sizes.K)[array], "TNK"
+        if own == "TN" and "T" not in axes:
+            array, own = array[-1], "N"
+        turned = np.einsum(f"{own}->{axes.replace('1', '')}", array)  # an axis left out has length one
+        np.testing.assert_array_equal(np.asarray(got), turned.reshape(got.shape), err_msg=name)
+
+
+def part(problem: Problem, letter: str) -> Array:
+    arrays = {**problem.parameters, "x": problem.x, "h0": problem.h0, "dh": problem.upstream, "y": problem.targets}
+    return np.asarray(
+        (np.ones(problem.x.shape[:2]) if problem.mask is None else problem.mask) if letter == "mask" else arrays[letter]
+    )
 
 
 def test_every_level_is_described() -> None:
@@ -174,34 +231,8 @@ def test_every_level_is_described() -> None:
 
 
 def split(described: str) -> list[str]:
+    """Take "a TN, p{b H, c K}" apart at the outer commas."""
     return re.findall(r"\w+\{[^}]*\}|\w[^,]*", described)
-
-
-def partly(sizes: Mapping[str, int]) -> Callable[[str], Any]:
-    """What `shape` gives for an argument described so."""
-
-    def of(described: str) -> Any:
-        if "{" in described:
-            members = described.partition("{")[2].rstrip("}").split(",")
-            return {member.split()[0]: of(member) for member in members}
-        axes = described.split()[-1]
-        if axes == "cache":
-            return "cache"
-        if axes == "[T]":
-            return [int] * sizes["T"]
-        if described.strip() in sizes:
-            return sizes[axes]
-        return tuple(1 if axis == "1" else sizes[axis] for axis in axes)
-
-    return of
-
-
-def shape(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: shape(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [type(part) for part in value]
-    return tuple(value.shape) if hasattr(value, "shape") else value
 
 
 @pytest.mark.parametrize(("convention", "level", "calls"), every_way())
@@ -309,6 +340,8 @@ def test_an_unknown_convention_lists_those_there_are() -> None:
 def test_homework_is_recognised(file: str, names: list[str]) -> None:
     with InProcess(homework(file)) as runner:
         assert [convention.name for convention in fitting(runner.signatures())] == names
+    report = check(homework(file), names[-1])
+    assert report.verdict == "right", report
 
 
 def test_a_recognised_convention_is_named_with_those_like_it() -> None:

@@ -16,7 +16,7 @@ from manual_bptt.cli.planted import MISTAKES
 from torch_reference.checking import check
 from torch_reference.conventions import CONVENTIONS, Calls, Convention
 
-SMALL = {"T": 4, "N": 3, "D": 4, "H": 3, "K": 3}
+SMALL = {"T": 4, "N": 3, "D": 7, "H": 6, "K": 4}
 SIZES = {
     "standard": None,
     "small": SMALL,
@@ -84,7 +84,7 @@ def test_nothing_is_found_with_another_nonlinearity(name, nonlinearity, dtype):
 
 
 @pytest.mark.parametrize("options", [{"time": "sum", "batch": "mean"}, {"time": "mean", "clip": 0.1}, {"time": "last"}])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if CONVENTIONS[name].time != "last"])  # it has y_T alone
 def test_nothing_is_found_with_another_loss(name, options):
     convention = CONVENTIONS[name].changed(parameter_gradients="mean", **options)
     report = check(own_candidate(convention), convention, sizes=allowed(convention, SMALL), level="network")

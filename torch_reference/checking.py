@@ -26,6 +26,7 @@ from torch_reference.course_problems import (
     asked_for,
     kind_of,
     longer,
+    magnitudes,
     posed,
     standard_sizes,
     truth,
@@ -336,6 +337,11 @@ class _Level:
             asked_for(right, problem, self.convention)
             for right, problem in zip(self.truths, self.problems, strict=True)
         ]
+        share = 1 / self.problems[0].sizes.N if self.convention.parameter_gradients == "mean" else 1.0
+        self.magnitudes = [
+            {name: size * (share if localisation.is_parameter(name) else 1.0) for name, size in sizes.items()}
+            for sizes in map(magnitudes, self.truths, self.problems)
+        ]
         self.notes: list[str] = []
         self._single = False  # whether anything came out of float32 so far
 
@@ -379,7 +385,11 @@ class _Level:
     def _symbol_is_right(self, symbol: str, answer: Answer, index: int) -> bool:
         if symbol in answer.troubles or symbol not in answer.values:
             return False
-        return relative_error(answer.values[symbol], self.wanted[index][symbol]) <= self._tolerance(answer)
+        wanted = self.wanted[index][symbol]
+        allowed = self._tolerance(answer)
+        if answer.single and symbol in self.magnitudes[index]:
+            allowed *= max(1.0, self.magnitudes[index][symbol] / max(float(np.abs(wanted).max()), 1e-300))
+        return relative_error(answer.values[symbol], wanted) <= allowed
 
     def _is_wrong(self, answer: Answer, index: int) -> bool:
         looked_at = [*answer.names, *answer.troubles, *answer.values]

@@ -253,6 +253,8 @@ class Convention:
                 raise ValueError(f"check: expected {name} to be one of {', '.join(choices[name])}, got {value!r}")
             if name == "clip" and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
                 raise ValueError(f"check: expected clip to be a positive number, got {value!r}")
+        if given.get("time", "last") != "last" and self.has("y") and "T" not in self.names[self.name_of("y")]:
+            raise ValueError(f"check: expected time to be last for {self.name}, whose targets have no time axis")
         return replace(self, **given)
 
 

@@ -25,6 +25,8 @@ Array = npt.NDArray[Any]
 
 IGNORED = -100
 LARGE = 20.0  # entries of dU reach this, so that clipping shows
+LARGEST_INPUT = 1e3  # but no x goes beyond this
+LARGEST_INPUT_AT_KINK = 30.0  # nor beyond this for relu, where a central difference must not step over the kink
 KINK = 1e-3  # relu: how near a pre-activation may come to it
 # how far two witnesses may be apart, norm-wise
 AGREEMENT = {"complex step": 1e-11, "central difference": 1e-5}
@@ -276,7 +278,8 @@ def _with_large_gradients(problem: Problem) -> Problem:
     largest = float(np.abs(truth(problem)["dU"]).max())
     if largest == 0 or problem.level == "step":
         return problem
-    factor = max(1.0, LARGE / largest)
+    limit = LARGEST_INPUT_AT_KINK if problem.nonlinearity == "relu" else LARGEST_INPUT
+    factor = max(1.0, min(LARGE / largest, limit / float(np.abs(problem.x).max())))
     return replace(
         problem, x=problem.x * factor, parameters={**problem.parameters, "U": problem.parameters["U"] / factor}
     )
@@ -353,6 +356,28 @@ def asked_for(truth: Mapping[str, Array], problem: Problem, convention: Conventi
         if problem.clip is not None:
             asked[name] = np.clip(asked[name], -problem.clip, problem.clip)
     return asked
+
+
+def magnitudes(truth: Mapping[str, Array], problem: Problem) -> dict[str, float]:
+    """Return the largest sum of absolute summands of every gradient that is a sum.
+
+    Where summands cancel, the rounding error of a sum is small beside these, not beside the sum.
+    """
+    before = np.concatenate([problem.h0[None], truth["h"][:-1]])
+    x = np.eye(problem.sizes.D)[problem.x] if problem.tokens else problem.x
+    z, U, W = np.abs(truth["da"]), np.abs(problem.parameters["U"]), np.abs(problem.parameters["W"])
+    sums = {
+        "dU": np.einsum("tnh,tnd->hd", z, np.abs(x)),
+        "dW": np.einsum("tnh,tnp->hp", z, np.abs(before)),
+        "db": z.sum((0, 1)),
+        "dx": z @ U,
+        "dh0": z[0] @ W,
+    }
+    if "do" in truth:
+        e = np.abs(truth["do"])
+        sums |= {"dV": np.einsum("tnk,tnh->kh", e, np.abs(truth["h"])), "dc": e.sum((0, 1))}
+    sums["db2"] = sums["db"]
+    return {name: float(value.max()) for name, value in sums.items()}
 
 
 def witnessed_truth(problem: Problem) -> dict[str, Array]:

@@ -270,6 +270,15 @@ def _zero_last(local: Array) -> Array:
     return result
 
 
+def _no_step(T: int, order: tuple[int, ...]) -> list[int]:
+    return []
+
+
+def _never_filled(problem: Problem, largest: float) -> Iterator[Variant]:
+    yield from (Variant(_steps(names, _no_step)) for names in _SETS)
+    yield Variant({"delta x": "nothing"})
+
+
 def _unsummed(z: Array) -> Array:
     result: Array = z.sum(0)
     return result
@@ -332,6 +341,15 @@ def _second_biases(problem: Problem, largest: float) -> Iterator[Variant]:
 
 def _target_minus(p: Array, y: Array) -> Array:
     return y - p
+
+
+def _opposite(local: Array) -> Array:
+    return -local
+
+
+def _signs(problem: Problem, largest: float) -> Iterator[Variant]:
+    yield Variant({"error": _target_minus} if problem.level == "network" else {"local": _opposite})
+    yield Variant({"after": partial(_scaled_parameters, -1.0)}, "in the parameters alone")
 
 
 def _no_target(p: Array, y: Array) -> Array:
@@ -824,6 +842,13 @@ _TABLE = (
         ),
     ),
     Mistake(
+        "M38",
+        "never filled",
+        "A gradient is zero: nothing is ever added to it, or it is set to zero again.",
+        "Where is this array assigned, and which array do you return (B2, B5 to B8)?",
+        _never_filled,
+    ),
+    Mistake(
         "M39",
         "the two biases differ",
         "The gradients of the two recurrent biases are not the same.",
@@ -835,10 +860,7 @@ _TABLE = (
         "sign",
         "Every gradient has the opposite sign.",
         "Does the gradient of the loss subtract in the right order (B1)? Does an update step's minus sign slip in?",
-        _fixed(
-            Variant({"factor": -1.0}),
-            Variant({"after": partial(_scaled_parameters, -1.0)}, "in the parameters alone"),
-        ),
+        _signs,
     ),
     Mistake(
         "M41",

@@ -285,8 +285,10 @@ class Workings:
         return dh, da, carry
 
     def _delta(self, which: str, slots: Slots) -> Array:
-        """What a sum is made of: da, or mistakenly dh, or da counted again along every path."""
+        """What a sum is made of: da, or mistakenly dh, da counted again along every path, or nothing."""
         _, dh, da, _ = self._through_time(slots)
+        if which == "nothing":
+            return np.zeros_like(da)
         if which == "again":
             found: Array = self._kept_or("_again", _TIME, slots, lambda: self.loop(dh, slots)[1])
             return found

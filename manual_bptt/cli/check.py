@@ -9,6 +9,7 @@ import io
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def add_parser(commands: Any) -> None:
         "target",
         metavar="TARGET",
         help="a Python file or notebook; FILE:f or FILE:f,g to name the functions in it; a folder of submissions "
-        "(files, or one folder each); or the word manual_bptt, for this package's own gradients",
+        "(files, or one folder each); or the word manual_bptt, for this package's own gradients (./manual_bptt is a path)",
     )
     parser.add_argument(
         "--convention", metavar="NAME", help="how the homework writes the network (default: recognised)"
@@ -118,18 +119,19 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     folder = Path(options.target)
+    if options.target != OWN and not folder.is_dir() and (options.file or options.csv):
+        raise ValueError("expected --csv and --file with a folder of submissions, got " + repr(options.target))
     if options.png is not None and options.hints == "verdict":
         raise ValueError("expected --hints of where or more with --png, got verdict")
-    if not folder.is_dir() and (options.file or (options.csv and options.target != OWN)):
-        raise ValueError("expected --csv and --file with a folder of submissions, got " + repr(options.target))
     for path in (options.json, options.html, options.png):
         if path is not None:
             check_writable(path)
-    if options.target == OWN and not folder.exists():
-        own = CONVENTIONS if options.convention is None else {options.convention: find_convention(options.convention)}
-        if len(own) == 1:
-            return _one(_checked(options.target, own_candidate(*own.values()), options), options)
-        work: dict[str, Any] = {f"{OWN} as {name}": own_candidate(convention) for name, convention in own.items()}
+    if options.target == OWN:
+        names = CONVENTIONS if options.convention is None else [options.convention]
+        own = {name: own_candidate(find_convention(name).changed(**_overrides(options))) for name in names}
+        if options.convention is not None:
+            return _one(_checked(f"{OWN} as {options.convention}", own[options.convention], options), options)
+        work: dict[str, Any] = {f"{OWN} as {name}": candidate for name, candidate in own.items()}
     elif folder.is_dir():
         work = _submissions(folder, options.file)
     else:
@@ -139,25 +141,34 @@ def _run(options: argparse.Namespace) -> int:
     return _many(work, options)
 
 
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options put in the place of a convention's settings."""
+    return {
+        "nonlinearity": options.nonlinearity,
+        "time": options.time,
+        "batch": options.batch_loss,
+        "parameter_gradients": options.parameter_gradients,
+        "clip": options.clip,
+    }
+
+
 def _checked(name: str, candidate: Any, options: argparse.Namespace) -> Report:
-    """Check one; a sentence in place of a candidate says why there is none."""
+    """Check one; the package's own gradients have their convention in their name."""
+    own = name.startswith(f"{OWN} as ")
     sizes = {letter: getattr(options, name) for name, letter in SIZES.items() if getattr(options, name) is not None}
-    return check(
+    report = check(
         candidate,
-        name.removeprefix(f"{OWN} as ") if name.startswith(f"{OWN} as ") else options.convention,
+        name.removeprefix(f"{OWN} as ") if own else options.convention,
         level=options.level,
         seed=options.seed,
         sizes=sizes or None,
         dtype=options.dtype,
         hints=options.hints,
-        nonlinearity=options.nonlinearity,
-        time=options.time,
-        batch=options.batch_loss,
-        parameter_gradients=options.parameter_gradients,
-        clip=options.clip,
         seconds=options.seconds,
         memory=options.memory * MEBIBYTE,
+        **_overrides(options),
     )
+    return replace(report, candidate=name) if own else report
 
 
 def _one(report: Report, options: argparse.Namespace) -> int:
@@ -205,7 +216,7 @@ def _submissions(folder: Path, name: str | None) -> dict[str, Path]:
 def _many(work: dict[str, Any], options: argparse.Namespace) -> int:
     """Check one after the other: a line each as it is done, then the table as CSV. Nothing stops the rest."""
     table = options.csv
-    if table is None and Path(options.target).is_dir():
+    if table is None and options.target != OWN:
         table = Path(f"{Path(options.target).resolve().name}-checked.csv")
     if table is not None:
         check_writable(table)

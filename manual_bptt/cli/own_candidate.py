@@ -91,7 +91,7 @@ class _Work:
     functions: bool
 
     def __call__(self, own: MutableMapping[str, Any], arguments: Mapping[str, Any]) -> Any:
-        """Do it.
+        """Answer one call.
 
         Args:
             own: Globals of the function, where names may be set and read apart from the call; of a method it is the
@@ -120,7 +120,9 @@ class _Work:
             return _Pass({}, self._by_bptt(self._inputs(known)))
         leaves = self._inputs(known)
         if not self.calls.autograd:  # apart from what the caller may change before the gradients are asked for
-            leaves = {name: value.detach().clone().requires_grad_(_real(value)) for name, value in leaves.items()}
+            leaves = {name: value.detach().clone() for name, value in leaves.items()}
+            for name in leaves.keys() - {"y"}:
+                leaves[name].requires_grad_(_real(leaves[name]))
         h = rnn(leaves["x"], leaves.get("h0"), leaves["U"], leaves["W"], leaves.get("b"), self.convention.nonlinearity)
         done = _Pass(leaves, {"h": h, "hT": h[-1]})
         if "V" in leaves:
@@ -212,7 +214,7 @@ class _Work:
 
 def _differentiated(done: _Pass, output: Tensor, upstream: Tensor | None = None) -> dict[str, Tensor]:
     """Let autograd call the hand-written backwards."""
-    wanted = {name: leaf for name, leaf in done.leaves.items() if leaf.requires_grad and name != "y"}
+    wanted = {name: leaf for name, leaf in done.leaves.items() if leaf.requires_grad}
     found = torch.autograd.grad(output, list(wanted.values()), upstream, retain_graph=True, allow_unused=True)
     gradients = {f"d{name}": gradient for name, gradient in zip(wanted, found, strict=True) if gradient is not None}
     return gradients | ({"db2": gradients["db"]} if "db" in gradients else {})

@@ -237,6 +237,8 @@ OUTSIDE: dict[str, Edits] = {
     "dx summed up over time": ((DA0, DA0 + "    dx = np.cumsum(dx, axis=2)\n"),),
 }
 
+LEVEL |= dict.fromkeys(OUTSIDE, "sequence")
+
 # The first wrong quantity in the order h, o, loss, do, dh, da, sums, dx, dh0, and its step: steps of h and o counted
 # from 1; all others are looked at going back, "last" being T and -2 the step before it.
 OUTSIDE_FIRST_WRONG: dict[str, tuple[str, int | str | None]] = {

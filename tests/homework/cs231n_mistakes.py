@@ -280,6 +280,9 @@ OUTSIDE: dict[str, Edits] = {
     "only half of the way through the output": (("dh = dscores @ W_vocab.T", "dh = 0.5 * dscores @ W_vocab.T"),),
 }
 
+OUTSIDE_NETWORK = ("softmax twice", "target nearly one", "only half of the way through the output")
+LEVEL |= {name: "network" if name in OUTSIDE_NETWORK else "sequence" for name in OUTSIDE}
+
 # The first wrong quantity in the order h, o, loss, do, dh, da, sums, dx, dh0, and its step: steps of h counted from 1;
 # all others are looked at going back, "last" being T and -2 the step before it.
 OUTSIDE_FIRST_WRONG: dict[str, tuple[str, int | str | None]] = {
