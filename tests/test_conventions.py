@@ -266,10 +266,9 @@ def test_layouts_turn_round_and_back(convention: Convention, level: str, calls: 
 def test_a_shared_initial_state_has_one_row_and_its_gradient_too() -> None:
     h0 = np.repeat(np.arange(4.0)[None], 3, 0)
     np.testing.assert_array_equal(to_course(h0, "h0", "H"), np.arange(4))
-    np.testing.assert_array_equal(from_course(np.arange(4.0), "dh0", "H", (3, 4)), np.arange(4))
+    np.testing.assert_array_equal(from_course(np.arange(4.0), "dh0", "H", (4,)), np.arange(4))
 
 
-@pytest.mark.xfail(raises=ValueError, reason="dh0 of the only sequence is taken for one that is shared by a batch")
 def test_the_only_sequence_may_return_the_gradient_of_its_initial_state() -> None:
     """What KTH's assignment would be with dh0."""
     call = "compute_gradients(X, Y, h0, RNN{U, W, V, b, c}) -> loss, {dU, dW, dV, db, dc, dh0}"
@@ -445,14 +444,14 @@ def test_the_entry_that_the_malformed_ones_are_made_from_is_taken() -> None:
     ("options", "message"),
     [
         ({"names": {**NAMES, "A": "Q HD"}}, "expected A to be described as 'symbol axes'.*U, W, V.*got 'Q HD'"),
-        ({"names": {**NAMES, "A": "U HZ"}}, "expected A to be described as.*axes among T N D H P K 1, got 'U HZ'"),
+        ({"names": {**NAMES, "A": "U HZ"}}, "expected A to be described as.*with the axes H, D .and 1., got 'U HZ'"),
         ({"forward": "forward(x, h0, A, B, s -> h, cache"}, "expected a call such as.*got 'forward"),
         ({"forward": "forward(x, h0, A, B, s)"}, "expected a call such as.*got 'forward"),
         ({"gradient": "dh, cache -> dx, dh0, dA, dB, ds"}, "expected a call such as.*got 'dh, cache"),
         ({"level": "whole"}, "own: expected levels among step, sequence, network, got 'whole'"),
         ({"forward": "forward(x, h0, A, Z, s) -> h, cache"}, r"expected forward\(x, h0, A, Z, s\).*got 'Z'"),
         ({"forward": "forward(x, h0, p{A, Z}, s) -> h, cache"}, "layout, or what the call before it returns, got 'Z'"),
-        ({"gradient": "backward(dh, memory) -> dx, dh0, dA, dB, ds"}, "got 'memory'"),
+        ({"gradient": "backward(dh, memory) -> dx, dh0, dA, dB, ds"}, "what the call after it takes, got 'cache'"),
     ],
 )
 def test_a_malformed_entry_is_refused(options: dict[str, Any], message: str) -> None:
@@ -481,7 +480,6 @@ def test_a_malformed_entry_is_refused(options: dict[str, Any], message: str) -> 
         pytest.param({"arrays": "jax"}, id="arrays"),
     ],
 )
-@pytest.mark.xfail(reason="taken, and then not checked, or checked as something else, or an error later on")
 def test_an_entry_that_cannot_mean_anything_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^Convention"):
         entry(**options)

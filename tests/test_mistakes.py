@@ -360,8 +360,8 @@ def groups(workings: Workings, listed: list[Plant], returned: list[str]) -> list
         # nothing but parameters is returned: a factor on all of them is a factor on everything
         ("kth", "network", [{"M44", "M45"}]),
         # the loss sees the last state alone. T = 5: the only cut that it meets is all there is to see, which a longer
-        # problem tells apart; but whatever leaves dL/do of the last step out of dV or dc leaves nothing
-        ("cmu", "network", [{"M01", "M11"}, {"M10", "M11"}, {"M34", "M35", "M38"}, {"M35", "M38"}]),
+        # problem tells apart
+        ("cmu", "network", [{"M01", "M11"}, {"M10", "M11"}]),
     ],
 )
 def test_mistakes_that_a_convention_cannot_tell_apart_are_these(
@@ -484,7 +484,6 @@ def test_values_of_factors_are_all_different() -> None:
         assert all(later - one > 1e-12 * one for one, later in pairwise(values)), (T, N, K)
 
 
-@pytest.mark.xfail(reason="where N = T or K = 2, a factor of one is among them: a mistake that changes nothing")
 @pytest.mark.parametrize("sizes", [Sizes(3, 3, 9, 8, 4), Sizes(5, 3, 9, 8, 2)])
 def test_one_is_no_factor(sizes: Sizes) -> None:
     assert 1 not in factors(drawn(GOODFELLOW, "network", 0, sizes)).values()

@@ -265,6 +265,7 @@ def _binding(signature: Signature, signatures: Signatures, convention: Conventio
     without_mask = tuple(name for name in takes if name != convention.name_of("mask"))
     for names in (takes, without_mask):
         if len(own) == len(names):
+            _check_order(signature, own, names)
             return names
     if len(own) > len(takes):  # the others have defaults, or Python will say that they are missing
         return takes
@@ -273,6 +274,22 @@ def _binding(signature: Signature, signatures: Signatures, convention: Conventio
         f"expected {signature} with {len(takes)} parameters, got {signature.function}({', '.join(own)})",
         signature.function,
     )
+
+
+def _check_order(signature: Signature, own: tuple[str, ...], names: tuple[str, ...]) -> None:
+    """Refuse parameters of which some have the convention's names, but not in its order: who is who?
+
+    Raises:
+        Failure: There are such.
+    """
+    moved = [name for name, wanted in zip(own, names, strict=True) if name in names and name != wanted]
+    if moved:
+        raise Failure(
+            "signature",
+            f"expected {signature} in this order, or with all of these names, got "
+            f"{signature.function}({', '.join(own)})",
+            signature.function,
+        )
 
 
 def _program(candidate: Candidate, calls: Calls, problem: Problem, dtype: npt.DTypeLike) -> Program:
@@ -385,7 +402,7 @@ def _answer(convention: Convention, calls: Calls, problem: Problem, program: Pro
             troubles[symbol] = f"expected an array, got {trouble}"
             continue
         single = single or _is_single(array)
-        shape = _canonical_shape(symbol, problem)
+        shape = _canonical_shape("db" if symbol == "dh0" and convention.shared_h0 else symbol, problem)
         expected = _course_shape(symbol, axes, problem)
         array = array.astype(np.float64)
         if symbol == "loss" and array.size == 1:

@@ -26,7 +26,6 @@ from torch_reference.course_problems import (
     asked_for,
     kind_of,
     longer,
-    magnitudes,
     posed,
     standard_sizes,
     truth,
@@ -46,7 +45,7 @@ from torch_reference.localisation import Place
 from torch_reference.mistakes import MISTAKES, Plant, factors, planted
 from torch_reference.reports import HINTS, Finding, FirstWrong, GradientReport, LevelReport, Report
 from torch_reference.running import Child, InProcess, Runner
-from torch_reference.workings import Workings
+from torch_reference.workings import Workings, magnitudes
 
 Array = npt.NDArray[Any]
 
@@ -340,7 +339,7 @@ class _Level:
         share = 1 / self.problems[0].sizes.N if self.convention.parameter_gradients == "mean" else 1.0
         self.magnitudes = [
             {name: size * (share if localisation.is_parameter(name) else 1.0) for name, size in sizes.items()}
-            for sizes in map(magnitudes, self.truths, self.problems)
+            for sizes in map(magnitudes, self.problems)
         ]
         self.notes: list[str] = []
         self._single = False  # whether anything came out of float32 so far
@@ -355,7 +354,7 @@ class _Level:
                 return self._changed_arguments(answers[0])
         answers += [self._ask(index) for index in range(1, len(self.problems))]
         if answers[0].single:
-            self.notes.append("computed in float32: judged by 100 times its precision, the truth is float64")
+            self.notes.append("computed in float32 (or less): judged by 100 times its precision, the truth is float64")
         asked = [Asked(problem, answer) for problem, answer in zip(self.problems, answers, strict=True)]
         for index, answer in enumerate(answers):
             if self._is_wrong(answer, index):
@@ -450,6 +449,8 @@ class _Level:
         if answer.changed:
             findings.append(self._changed(answer))
         place = self._place(asked[0], index, diagnosis)
+        if place is None and answer.troubles:
+            place = Place(next(iter(answer.troubles)), None)
         seen = localisation.see(answer, problem, self.truths[index], self.convention)
         return LevelReport(
             self.level,

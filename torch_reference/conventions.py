@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -156,30 +157,60 @@ class Convention:
         Raises:
             ValueError: An unknown level, symbol or axis, a call that cannot be read, a name without a layout.
         """
+        for setting, choices in _SETTINGS.items():
+            if (value := getattr(self, setting)) not in choices:
+                raise ValueError(f"{self._who}: expected {setting} to be one of {', '.join(choices)}, got {value!r}")
+        if self.clip is not None and not (isinstance(self.clip, (int, float)) and 0 < self.clip < float("inf")):
+            raise ValueError(f"{self._who}: expected clip to be a positive number, got {self.clip!r}")
+        if (
+            "network" in self.levels
+            and self.time != "last"
+            and self.has("y")
+            and "T" not in self.names[self.name_of("y")]
+        ):
+            raise ValueError(f"{self._who}: expected time to be last, since the targets have no time axis")
+        if not self.has("x"):
+            raise ValueError(f"{self._who}: expected a name for x among {', '.join(self.names)}")
         for level in self.levels:
             if level not in LEVELS:
-                raise ValueError(f"Convention {self.name}: expected levels among {', '.join(LEVELS)}, got {level!r}")
+                raise ValueError(f"{self._who}: expected levels among {', '.join(LEVELS)}, got {level!r}")
             for calls in self.ways(level):
                 self._check_names({**self.names, **calls.names})
                 for signature in calls.signatures:
                     self._check_signature(signature, calls)
+                for name in (*calls.set, *calls.read):
+                    if self.layout(name, calls) is None and name not in SIZES:
+                        raise ValueError(f"{self._who}: expected {name!r} to have a layout")
+
+    @property
+    def _who(self) -> str:
+        return f"Convention {self.name}"
 
     def _check_names(self, names: Mapping[str, str]) -> None:
         for name, text in names.items():
             symbol, axes = _symbol_and_axes(text)
-            if symbol not in AXES or not set(axes) <= set("TNDHPK1"):
+            if symbol not in AXES or sorted(set(axes) - {"1"}) not in _possible_axes(symbol):
+                known = f"with the axes {', '.join(AXES[symbol])}" if AXES.get(symbol) else "with axes T N D H P K"
                 raise ValueError(
-                    f"Convention {self.name}: expected {name} to be described as 'symbol axes', with a symbol among "
-                    f"{', '.join(AXES)} and axes among T N D H P K 1, got {text!r}"
+                    f"{self._who}: expected {name} to be described as 'symbol axes', a symbol among "
+                    f"{', '.join(AXES)} {known} (and 1), got {text!r}"
                 )
 
     def _check_signature(self, signature: Signature, calls: Calls) -> None:
+        taken = {slot.name for later in calls.signatures for slot in later.takes}
+        for slot in signature.returns:
+            for name in slot.members or (slot.name,):
+                if self.layout(name, calls) is None and name not in taken:
+                    raise ValueError(
+                        f"{self._who}: expected {signature} to return names with a layout, or what the "
+                        f"call after it takes, got {name!r}"
+                    )
         for slot in signature.takes:
             for name in slot.members or (slot.name,):
                 made = {found.name for earlier in calls.signatures for found in earlier.returns}
                 if self.layout(name, calls) is None and name not in made:
                     raise ValueError(
-                        f"Convention {self.name}: expected {signature} to take names with a layout, or what the "
+                        f"{self._who}: expected {signature} to take names with a layout, or what the "
                         f"call before it returns, got {name!r}"
                     )
 
@@ -241,21 +272,16 @@ class Convention:
         Raises:
             ValueError: A setting has no such value.
         """
-        choices = {
-            "nonlinearity": ("tanh", "sigmoid", "relu", "identity"),
-            "time": ("sum", "mean", "last"),
-            "batch": ("sum", "mean"),
-            "parameter_gradients": ("sum", "mean"),
-        }
-        given = {name: value for name, value in options.items() if value is not None}
-        for name, value in given.items():
-            if name in choices and value not in choices[name]:
-                raise ValueError(f"check: expected {name} to be one of {', '.join(choices[name])}, got {value!r}")
-            if name == "clip" and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
-                raise ValueError(f"check: expected clip to be a positive number, got {value!r}")
-        if given.get("time", "last") != "last" and self.has("y") and "T" not in self.names[self.name_of("y")]:
-            raise ValueError(f"check: expected time to be last for {self.name}, whose targets have no time axis")
-        return replace(self, **given)
+        return replace(self, **{name: value for name, value in options.items() if value is not None})
+
+
+def _possible_axes(symbol: str) -> list[list[str]]:
+    """The axes that a symbol has, sorted, and those that it has where there is one sequence, one step, or tokens."""
+    own = set(AXES[symbol])
+    optional = own & {"N", "T"} | ({"D"} if symbol == "x" else set())
+    full = [own, own | {"K"}] if symbol == "y" else [own]
+    subsets = [set(left) for count in range(len(optional) + 1) for left in combinations(sorted(optional), count)]
+    return [sorted(axes - left) for axes in full for left in subsets]
 
 
 def _symbol_and_axes(text: str) -> tuple[str, str]:
@@ -283,7 +309,8 @@ def to_course(array: Array, symbol: str, axes: str) -> Array:
     for position, axis in enumerate(axes):
         if axis == "1":
             array = np.expand_dims(array, position)
-    return np.ascontiguousarray(array)
+    result: Array = array.copy()
+    return result
 
 
 def from_course(array: Array, symbol: str, axes: str, shape: tuple[int, ...]) -> Array:
@@ -295,14 +322,20 @@ def from_course(array: Array, symbol: str, axes: str, shape: tuple[int, ...]) ->
         axes: The course's axes.
         shape: The canonical shape.
     """
-    if symbol == "dh0" and "N" not in axes:  # shared by the batch: no N in the sum either
-        return array.reshape(-1)
     kept = [axis for axis in axes if axis != "1"]
     array = array.reshape([size for size, axis in zip(array.shape, axes, strict=True) if axis != "1"])
     own = [axis for axis in AXES[symbol] if axis in kept]
     array = array.transpose([kept.index(axis) for axis in own])
     return array.reshape(shape)
 
+
+_SETTINGS = {
+    "nonlinearity": ("tanh", "sigmoid", "relu", "identity"),
+    "time": ("sum", "mean", "last"),
+    "batch": ("sum", "mean"),
+    "parameter_gradients": ("sum", "mean"),
+    "arrays": ("numpy", "torch"),
+}
 
 _CS231N_NAMES = {
     "x": "x NTD",

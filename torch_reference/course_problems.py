@@ -29,6 +29,7 @@ LARGEST_INPUT = 1e3  # but no x goes beyond this
 LARGEST_INPUT_AT_KINK = 30.0  # nor beyond this for relu, where a central difference must not step over the kink
 KINK = 1e-3  # relu: how near a pre-activation may come to it
 # how far two witnesses may be apart, norm-wise
+ROUNDING = 1e-13  # where there is next to no gradient
 AGREEMENT = {"complex step": 1e-11, "central difference": 1e-5}
 
 
@@ -358,28 +359,6 @@ def asked_for(truth: Mapping[str, Array], problem: Problem, convention: Conventi
     return asked
 
 
-def magnitudes(truth: Mapping[str, Array], problem: Problem) -> dict[str, float]:
-    """Return the largest sum of absolute summands of every gradient that is a sum.
-
-    Where summands cancel, the rounding error of a sum is small beside these, not beside the sum.
-    """
-    before = np.concatenate([problem.h0[None], truth["h"][:-1]])
-    x = np.eye(problem.sizes.D)[problem.x] if problem.tokens else problem.x
-    z, U, W = np.abs(truth["da"]), np.abs(problem.parameters["U"]), np.abs(problem.parameters["W"])
-    sums = {
-        "dU": np.einsum("tnh,tnd->hd", z, np.abs(x)),
-        "dW": np.einsum("tnh,tnp->hp", z, np.abs(before)),
-        "db": z.sum((0, 1)),
-        "dx": z @ U,
-        "dh0": z[0] @ W,
-    }
-    if "do" in truth:
-        e = np.abs(truth["do"])
-        sums |= {"dV": np.einsum("tnk,tnh->kh", e, np.abs(truth["h"])), "dc": e.sum((0, 1))}
-    sums["db2"] = sums["db"]
-    return {name: float(value.max()) for name, value in sums.items()}
-
-
 def witnessed_truth(problem: Problem) -> dict[str, Array]:
     """Return the truth after holding it against complex steps (relu: central differences), which know no autograd.
 
@@ -390,21 +369,25 @@ def witnessed_truth(problem: Problem) -> dict[str, Array]:
     parameters = {**problem.parameters, "b": problem.bias}
     parameters.pop("b2", None)
     options: dict[str, Any] = {"nonlinearity": problem.nonlinearity}
+    unit = 1.0
     if problem.upstream is None:
         targets = _targets(problem)
         targets = targets[-1] if problem.time == "last" else targets
         options |= {"time": problem.time, "batch": problem.batch, "ignore_index": IGNORED}
-    else:  # ½‖h − (h − G)‖² has the gradient G
+    else:  # ½‖h − (h − G)‖² has the gradient G; G is brought to about 1 first, or rounding would hide it
+        unit = float(np.abs(problem.upstream).max()) or 1.0
         parameters["V"] = np.eye(len(problem.parameters["W"]))
         del parameters["c"]
-        targets = found["h"] - problem.upstream
+        targets = found["h"] - problem.upstream / unit
         options["loss"] = "squared_error"
     name = "central difference" if problem.nonlinearity == "relu" else "complex step"
     witness = central_difference if problem.nonlinearity == "relu" else complex_step
     second = witness(parameters, problem.x, targets, problem.h0, **options)
     for gradient in second.keys() & found.keys() - {"loss"}:
         scale = np.linalg.norm(second[gradient])
-        error = np.linalg.norm(found[gradient] - second[gradient]) / (scale if scale > 0 else 1.0)
-        if not error <= AGREEMENT[name]:
-            raise RuntimeError(f"check: autograd and {name} differ in {gradient} by {error:.1e}; nothing can be judged")
+        error = np.linalg.norm(found[gradient] / unit - second[gradient])
+        if not error <= AGREEMENT[name] * scale + ROUNDING * second[gradient].size ** 0.5:
+            raise RuntimeError(
+                f"check: autograd and {name} differ in {gradient} by {error:.1e} of {scale:.1e}; nothing can be judged"
+            )
     return found

@@ -108,9 +108,13 @@ def _forwards(T: int) -> range:
     return range(T)
 
 
+def _last_loss_alone(problem: Problem) -> bool:
+    return problem.level == "network" and problem.time == "last"
+
+
 def _forward_loops(problem: Problem, largest: float) -> Iterator[Variant]:
     yield Variant({"order": _forwards, **_FOLLOWED})
-    if problem.time != "last":  # with the last loss alone that would be M01
+    if not _last_loss_alone(problem):  # else that would be M01
         yield Variant({"order": _forwards})
 
 
@@ -242,8 +246,13 @@ def _steps(names: str, way: Any) -> dict[str, Any]:
 _SETS = ("UWb", "U", "W", "b", "UW", "Ub", "Wb", "UWbVc", "V", "c", "Vc", "UWV")
 
 
+def _told_apart(problem: Problem, sets: Iterable[str]) -> list[str]:
+    """Drop the sets with V or c where but one step has a loss: then nothing but its share is in their gradients."""
+    return [names for names in sets if not _last_loss_alone(problem) or not {"V", "c"} & set(names)]
+
+
 def _overwritten(problem: Problem, largest: float) -> Iterator[Variant]:
-    yield from (Variant(_steps(names, _last_processed)) for names in _SETS)
+    yield from (Variant(_steps(names, _last_processed)) for names in _told_apart(problem, _SETS))
 
 
 def _skipping_first(problem: Problem, largest: float) -> Iterator[Variant]:
@@ -261,7 +270,8 @@ def _skipping_last(problem: Problem, largest: float) -> Iterator[Variant]:
     if problem.sizes.T > 1:
         yield Variant({"local": _zero_last, **_steps("UWbVc", _without_last)}, "in every sum")
         yield Variant({"local": _zero_last})
-        yield from (Variant(_steps(names, _without_last)) for names in ("W", "UWb", "UW", "V", "Vc"))
+        sets = _told_apart(problem, ("W", "UWb", "UW", "V", "Vc"))
+        yield from (Variant(_steps(names, _without_last)) for names in sets)
 
 
 def _zero_last(local: Array) -> Array:
@@ -303,7 +313,7 @@ def _mean_of_summed(z: Array) -> Array:
 
 
 def _mean_over_time(z: Array) -> Array:
-    result: Array = z.mean(0).sum(0)
+    result: Array = z.sum((0, 1)) / max(1, len(z))
     return result
 
 
@@ -409,7 +419,7 @@ def factors(problem: Problem) -> dict[str, float]:
     joined: dict[float, list[str]] = {}
     for name, value in named.items():
         joined.setdefault(value, []).append(name)
-    return {" or ".join(names): value for value, names in joined.items()}
+    return {" or ".join(names): value for value, names in joined.items() if value != 1}
 
 
 def _scaled_loss(factor: float) -> Callable[[Problem, Array], Array]:

@@ -45,7 +45,7 @@ def add_parser(commands: Any) -> None:
         "target",
         metavar="TARGET",
         help="a Python file or notebook; FILE:f or FILE:f,g to name the functions in it; a folder of submissions "
-        "(files, or one folder each); or the word manual_bptt, for this package's own gradients (./manual_bptt is a path)",
+        "(files, or one folder each); or the word manual_bptt: this package's own gradients (./manual_bptt is a path)",
     )
     parser.add_argument(
         "--convention", metavar="NAME", help="how the homework writes the network (default: recognised)"
