@@ -26,8 +26,8 @@ from torch_reference.reports import LevelReport, Report
 # a homework may divide by zero and overflow: that is judged, not warned of
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-# the default run leaves out most pairs, sizes and seeds, and looks at one level alone where two mistakes, or an unknown
-# one, are looked for among all pairs of known ones, which takes its time
+# The default run leaves out most pairs, half of what no catalogue lists, and most sizes and seeds. It looks at one
+# level alone where all pairs of known mistakes are tried, which takes its time.
 EVERYTHING = os.environ.get("MANUAL_BPTT_ALL_PAIRS") == "1"
 PAIRS = 8  # of each convention, unless everything is asked for
 FEW = 8  # mistakes of each convention in float32
@@ -262,22 +262,6 @@ def ids_of(level: LevelReport) -> list[str]:
     return [finding.id for finding in level.findings]
 
 
-MISPLACED = {  # what is found is named, but placed by the numbers of the second answer alone
-    **{
-        (convention, key): "dL/dh_T is said to be right, and dL/da_T the first wrong: what flows in is wrong"
-        for convention in CONVENTIONS
-        for key in ("M15", "M15-carry")
-        if key in homework(convention).mistakes
-    },
-    **{
-        (convention, key): "dL/dh_T is said to be wrong: it is right, another sequence's states spoil dL/da_T"
-        for convention in CONVENTIONS
-        for key in ("P5-cache", "P5-overwritten")
-        if key in homework(convention).mistakes
-    },
-    ("karpathy", "P2"): "dL/do is said to be wrong: it is right, the sums were not set to zero",
-    ("kth", "P2"): "dL/do is said to be wrong: it is right, the sums were not set to zero",
-}
 SINGLES = [(convention, key) for convention in CONVENTIONS for key in homework(convention).mistakes]
 
 
@@ -296,13 +280,7 @@ def test_a_planted_mistake_is_found_and_named(convention: str, key: str) -> None
     assert not level.possible
 
 
-@pytest.mark.parametrize(
-    ("convention", "key"),
-    [
-        pytest.param(*each, marks=pytest.mark.xfail(reason=MISPLACED[each])) if each in MISPLACED else each
-        for each in SINGLES
-    ],
-)
+@pytest.mark.parametrize(("convention", "key"), SINGLES)
 def test_a_planted_mistake_is_placed(convention: str, key: str) -> None:
     level = main_of(single(convention, key))
     assert level.first_wrong is not None
@@ -337,13 +315,12 @@ def test_the_whole_catalogue_is_planted_at_least_twice() -> None:
     ],
 )
 def test_a_planted_mistake_is_named_in_float32(convention: str, key: str) -> None:
-    if (convention, key) == ("d2l", "M43-exp"):
-        pytest.xfail("the exponential of an exponential overflows in float32, and infinity fits every mistake")
     report = check(as_module(homework(convention).planted(key)), convention, dtype="float32")
     assert report.verdict == "wrong"
     level = main_of(report)
     assert level.level == level_of(convention, key)
-    assert ids_of(level) == [number(convention, key)]
+    # the exponential of an exponential overflows sooner in float32: then that is all there is to say
+    assert ids_of(level) == (["S4"] if (convention, key) == ("d2l", "M43-exp") else [number(convention, key)])
     assert not level.possible
 
 
@@ -355,8 +332,6 @@ UNTOLD = {
     ("cmu", "M26-network", "M01-network"),
     ("mytorch", "M26", "M01-zeros"),
 }
-_TWICE = "M06 and M37 together give the numbers of M01 and M20 where dx and dL/dh0 are not returned"
-NOT_NAMED = {("karpathy", "M01", "M20"): _TWICE, ("kth", "M01", "M20"): _TWICE}
 
 
 def sample(convention: str) -> list[tuple[str, str]]:
@@ -369,10 +344,6 @@ def sample(convention: str) -> list[tuple[str, str]]:
 
 
 PAIRED = [(convention, *pair) for convention in CONVENTIONS for pair in sample(convention)]
-MISPLACED_PAIRS = {
-    ("torch", "M26", "M01-zeros"): "dL/dh_T is said to be wrong, though M26 is part of every explanation",
-    ("cmu", "M26", "M01-zeros"): "dL/dh_T is said to be wrong, though M26 is part of every explanation",
-}
 
 
 @cache
@@ -383,13 +354,7 @@ def paired(convention: str, first: str, second: str) -> LevelReport:
     return main_of(report)
 
 
-@pytest.mark.parametrize(
-    ("convention", "first", "second"),
-    [
-        pytest.param(*each, marks=pytest.mark.xfail(reason=NOT_NAMED[each])) if each in NOT_NAMED else each
-        for each in PAIRED
-    ],
-)
+@pytest.mark.parametrize(("convention", "first", "second"), PAIRED)
 def test_two_planted_mistakes_are_found_and_nothing_else_is_named(convention: str, first: str, second: str) -> None:
     level = paired(convention, first, second)
     assert set(ids_of(level)) <= numbers(convention, first, second)
@@ -400,13 +365,7 @@ def test_two_planted_mistakes_are_found_and_nothing_else_is_named(convention: st
         assert set(ids_of(level)) == numbers(convention, first, second)
 
 
-@pytest.mark.parametrize(
-    ("convention", "first", "second"),
-    [
-        pytest.param(*each, marks=pytest.mark.xfail(reason=MISPLACED_PAIRS[each])) if each in MISPLACED_PAIRS else each
-        for each in PAIRED
-    ],
-)
+@pytest.mark.parametrize(("convention", "first", "second"), PAIRED)
 def test_two_planted_mistakes_are_placed_at_the_first(convention: str, first: str, second: str) -> None:
     level = paired(convention, first, second)
     T = level.sizes["T"]
@@ -432,21 +391,14 @@ SHOWN_LATER: dict[tuple[str, str], Place] = {
     ("karpathy", "sizes-of-Why"): ("da", -1),
     ("kth", "sizes-of-V"): ("da", -1),
 }
-MISPLACED_OUTSIDE = {
-    ("kth", "rows-without-mean"): "dL/da_T: dL/do is not read off dV as dc, which is zero to rounding, does not fit",
-}
-OUTSIDE = [(convention, name) for convention in CONVENTIONS for name in homework(convention).outside]
+OUTSIDE = [
+    (convention, name)
+    for convention in CONVENTIONS
+    for name in list(homework(convention).outside)[:: 1 if EVERYTHING else 2]
+]
 
 
-@pytest.mark.parametrize(
-    ("convention", "name"),
-    [
-        pytest.param(*each, marks=pytest.mark.xfail(reason=MISPLACED_OUTSIDE[each]))
-        if each in MISPLACED_OUTSIDE
-        else each
-        for each in OUTSIDE
-    ],
-)
+@pytest.mark.parametrize(("convention", "name"), OUTSIDE)
 def test_a_mistake_that_no_catalogue_lists_is_placed_and_gets_no_name(convention: str, name: str) -> None:
     known = homework(convention)
     level_alone = None if EVERYTHING else level_of(convention, name)
@@ -463,13 +415,14 @@ DTYPES = ("float64", "float32")
 SIZES: tuple[dict[str, int], ...] = ({}, {"T": 1}, {"N": 1}, {"N": 4, "T": 4}, {"H": 40}, {"T": 30})
 
 
-def seeds(place: int, dtype: str) -> list[int]:
-    """Two seeds at the usual sizes, one at others; the large ones, which take long, in one dtype."""
+def seeds(file: str, place: int, dtype: str) -> list[int]:
+    """Two seeds at the usual sizes, one at others; of the large ones, which take long, one for each file."""
     single = dtype == "float32"
     if place == 0:
         return [3, 4] if single else [0, 1]
     if "H" in SIZES[place] or SIZES[place].get("T") == 30:
-        return [place] if single == ("H" in SIZES[place]) else []
+        turn = (*CONVENTIONS, AUTOGRAD_FUNCTION).index(file)
+        return [2] if ("H" in SIZES[place], single) == (turn % 2 == 0, turn % 4 >= 2) else []
     return [(place + single) % 5]
 
 
@@ -478,7 +431,7 @@ RIGHT = [
     for file in (*CONVENTIONS, AUTOGRAD_FUNCTION)
     for dtype in DTYPES
     for place, sizes in enumerate(SIZES)
-    for seed in (range(5) if EVERYTHING else seeds(place, dtype))
+    for seed in (range(5) if EVERYTHING else seeds(file, place, dtype))
     if not (file in ONE_SEQUENCE and "N" in sizes)
 ]
 

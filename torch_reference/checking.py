@@ -471,10 +471,13 @@ class _Level:
         right, wanted = self.truths[index], self.wanted[index]
         seen = localisation.see(asked.answer, asked.problem, right, self.convention)
         by_numbers = localisation.first_seen(seen, asked.answer, wanted, right, len(asked.problem.x))
-        if not diagnosis.found or diagnosis.forward_alone:
+        if not diagnosis.explanations or diagnosis.forward_alone:
             return self._what_arrived(by_numbers, asked, index)
         workings = Workings(asked.problem, self.convention)
-        return localisation.first_of_formula(workings, planted(diagnosis.found), asked.answer) or by_numbers
+        places = {
+            localisation.first_of_formula(workings, planted(each), asked.answer) for each in diagnosis.explanations
+        }
+        return (places.pop() if len(places) == 1 else None) or by_numbers
 
     def _what_arrived(self, place: Place | None, asked: Asked, index: int) -> Place | None:
         """Where dL/da of the last step is wrong: is it what arrived, dL/dh, or what the activation made of it?
@@ -625,8 +628,10 @@ class _Level:
                 continue
             self.notes.append(f"right the first time, wrong {when}: the table shows the second answer")
             asked = Asked(self.problems[0], again)
-            id_, note = ("P5", when) if between is not None else self._what_is_kept(asked)
-            place = self._place(asked, 0, Diagnosis())
+            id_, note, place = ("P5", when, None) if between is not None else self._what_is_kept(asked)
+            if place is None:  # by the numbers; asking once more would not give this answer again
+                seen = localisation.see(again, first, self.truths[0], self.convention)
+                place = localisation.first_seen(seen, again, self.wanted[0], self.truths[0], len(first.x))
             return LevelReport(
                 self.level,
                 self.calls.functions,
@@ -639,7 +644,7 @@ class _Level:
             )
         return None
 
-    def _what_is_kept(self, asked: Asked) -> tuple[str, str]:
+    def _what_is_kept(self, asked: Asked) -> tuple[str, str, Place | None]:
         """Name what the second answer has left from the first."""
         answer, wanted = asked.answer, self.wanted[0]
         parameters = [symbol for symbol in answer.names if localisation.is_parameter(symbol)]
@@ -649,16 +654,19 @@ class _Level:
             and relative_error(answer.values[symbol], 2 * wanted[symbol]) <= self._tolerance(answer)
             for symbol in parameters
         ):
-            return "P2", "twice as large the second time"
+            first = next(symbol for symbol in localisation.SUMS if symbol in parameters)
+            return "P2", "twice as large the second time", Place(first, None)
         problem = asked.problem
         later = replace(problem, h0=self.truths[0]["hT"])
         if Fit(Asked(later, answer), self.convention, self.calls).fits({}):
-            return "M15", "h_0 is the last state of the call before"
+            return "M15", "h_0 is the last state of the call before", None
         left = _Held(self.truths[0]["dh0"])
         for dh0 in ("own", "carry"):
-            if Fit(asked, self.convention, self.calls).fits({"initial": left, "dh0": dh0}):
-                return "M15", "what flows back into the last step is what the call before left"
-        return "P5", "the second time the same is asked"
+            slots = {"initial": left, "dh0": dh0}
+            if Fit(asked, self.convention, self.calls).fits(slots):
+                place = localisation.first_of_formula(Workings(problem, self.convention), slots, answer)
+                return "M15", "what flows back into the last step is what the call before left", place
+        return "P5", "the second time the same is asked", None
 
     def _ignored_arguments(self, answer: Answer, index: int) -> list[Finding]:
         """Where the forward pass is wrong: does it use what it is given?"""

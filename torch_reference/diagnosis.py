@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 TOLERANCE = {False: 1e-9, True: 100 * float(np.finfo(np.float32).eps)}  # by whether float32 was computed with
 # what the second says is a longer way of saying the first, where the two have the same numbers: nothing but parameters
 # is returned; every sum and the carry are made with dL/dh
-SAME_NUMBERS = {"M44": "M45", "M20": "M37"}
+SAME_NUMBERS = (({"M44"}, {"M45"}), ({"M20"}, {"M37"}), ({"M01", "M20"}, {"M06", "M37"}))
 HARDLY = 1e-3  # a mistake that changes no gradient by more is all but invisible
 
 
@@ -176,9 +176,9 @@ def _explanations(
             _fits_too(combination, known, fit) for known, fit in zip(elsewhere, fits[1:], strict=True)
         ):
             found.setdefault(tuple(plant.mistake.id for plant in combination), combination)
-    for said, again in SAME_NUMBERS.items():
+    for said, again in SAME_NUMBERS:
         names = {frozenset(ids) for ids in found}
-        found = {ids: each for ids, each in found.items() if again not in ids or {*ids} - {again} | {said} not in names}
+        found = {ids: each for ids, each in found.items() if not again <= {*ids} or {*ids} - again | said not in names}
     return tuple(found.values())
 
 
