@@ -46,7 +46,8 @@ class Answer:
         troubles: By symbol, why there is no value: in words.
         names: By symbol, what the convention calls each gradient that this level has to return.
         changed: Arguments that were changed in place.
-        single: Whether it computed in float32.
+        single: Whether it computed in float32, or less, by the dtype of what it returned.
+        rounded: Whether its numbers are such that float32 holds them.
     """
 
     values: dict[str, Array]
@@ -55,6 +56,7 @@ class Answer:
     names: dict[str, str]
     changed: tuple[str, ...]
     single: bool
+    rounded: bool
 
 
 @dataclass(frozen=True)
@@ -342,7 +344,9 @@ def _argument(slot: Slot, convention: Convention, calls: Calls, problem: Problem
     if slot.name in SIZES:
         return getattr(problem.sizes, SIZES[slot.name])
     layout = convention.layout(slot.name, calls)
-    assert layout is not None, slot
+    if layout is None:
+        function = calls.functions[0]
+        raise Failure("signature", f"expected {function} to be called first, but it takes {slot.name}", function)
     symbol, axes = layout
     array = _part(problem, symbol, axes)
     if symbol == "y" and "T" not in axes:
@@ -386,7 +390,7 @@ def _answer(convention: Convention, calls: Calls, problem: Problem, program: Pro
     odd: dict[str, Array] = {}
     troubles: dict[str, str] = {}
     names: dict[str, str] = {}
-    single = False
+    single = rounded = False
     for name in dict.fromkeys([*wanted, *found]):
         layout = convention.layout(name, calls)
         if layout is None:
@@ -401,7 +405,8 @@ def _answer(convention: Convention, calls: Calls, problem: Problem, program: Pro
         if array is None:
             troubles[symbol] = f"expected an array, got {trouble}"
             continue
-        single = single or _is_single(array)
+        single = single or (array.dtype.kind == "f" and array.dtype.itemsize < 8)
+        rounded = rounded or _is_rounded(array)
         shape = _canonical_shape("db" if symbol == "dh0" and convention.shared_h0 else symbol, problem)
         expected = _course_shape(symbol, axes, problem)
         array = array.astype(np.float64)
@@ -413,7 +418,7 @@ def _answer(convention: Convention, calls: Calls, problem: Problem, program: Pro
             odd[symbol] = array
             troubles[symbol] = f"expected shape {expected}, got {array.shape}"
     changed = tuple(f"{name} ({program.calls[index].function})" for index, name in outcome.changed)
-    return Answer(values, odd, troubles, names, changed, single)
+    return Answer(values, odd, troubles, names, changed, single, rounded)
 
 
 def _unpacked(signature: Signature, value: Any, convention: Convention, calls: Calls) -> dict[str, Any]:
@@ -484,12 +489,10 @@ def _as_array(value: Any) -> tuple[Array | None, str]:
     return array, ""
 
 
-def _is_single(array: Array) -> bool:
-    """Whether these numbers came out of float32 (or less), by their dtype or by their values."""
+def _is_rounded(array: Array) -> bool:
+    """Whether float32 holds all of these numbers, though some are no whole numbers."""
     if array.dtype.kind != "f":
         return False
-    if array.dtype.itemsize < 8:
-        return True
     finite = array[np.isfinite(array)]
     fractional = finite[finite != np.round(finite)]
     with np.errstate(over="ignore"):

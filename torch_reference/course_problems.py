@@ -25,6 +25,7 @@ Array = npt.NDArray[Any]
 
 IGNORED = -100
 LARGE = 20.0  # entries of dU reach this, so that clipping shows
+LARGEST_SIZE = 64
 LARGEST_INPUT = 1e3  # but no x goes beyond this
 LARGEST_INPUT_AT_KINK = 30.0  # nor beyond this for relu, where a central difference must not step over the kink
 KINK = 1e-3  # relu: how near a pre-activation may come to it
@@ -216,10 +217,40 @@ def posed(kind: Kind, seed: int, sizes: Sizes, large: bool, dtype: str) -> tuple
     return problem, found
 
 
+def check_problem(problem: Problem, convention: Convention) -> None:
+    """Refuse a problem that the convention cannot write down, or whose arrays do not go together.
+
+    Raises:
+        ValueError: It is such a one.
+    """
+    kind = kind_of(convention, problem.level)
+    if problem.x.ndim != (2 if kind.tokens else 3):
+        raise ValueError(
+            f"check: expected x of {'tokens (T, N)' if kind.tokens else '(T, N, D)'}, got {problem.x.shape}"
+        )
+    T, N, D, H, K = sizes = problem.sizes
+    _check_sizes(kind, sizes)
+    shapes = {"U": (H, D), "W": (H, H), "V": (K, H), "b": (H,), "c": (K,)} | ({"b2": (H,)} if kind.second_bias else {})
+    if set(shapes) != set(problem.parameters):
+        raise ValueError(f"check: expected parameters {', '.join(shapes)}, got {', '.join(problem.parameters)}")
+    arrays: dict[str, Array | None] = {**problem.parameters, "h0": problem.h0}
+    shapes["h0"] = (N, H)
+    if problem.level == "network":
+        shapes["targets"], arrays["targets"] = (T, N), problem.targets
+    else:
+        shapes["upstream"], arrays["upstream"] = (T, N, H), problem.upstream
+    for name, shape in shapes.items():
+        array = arrays[name]
+        if array is None or array.shape != shape:
+            raise ValueError(f"check: expected {name} of shape {shape}, got {None if array is None else array.shape}")
+
+
 def _check_sizes(kind: Kind, sizes: Sizes) -> None:
     for name, size in sizes._asdict().items():
-        if not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"check: expected {name} to be a whole number of at least 1, got {size!r}")
+        if size > LARGEST_SIZE:
+            raise ValueError(f"check: expected {name} of at most {LARGEST_SIZE}, or it takes minutes, got {size}")
     if kind.level == "step" and sizes.T != 1:
         raise ValueError(f"check: expected T = 1 at the level of one step, got {sizes.T}")
     if kind.one_sequence and sizes.N != 1:
@@ -290,17 +321,21 @@ def _clear_of_kink(problem: Problem) -> bool:
     return bool(np.abs(truth(problem)["a"]).min() > KINK)
 
 
-def truth(problem: Problem) -> dict[str, Array]:
-    """Differentiate by autograd on the plain loop, in float64.
+def truth(problem: Problem, dtype: torch.dtype = torch.float64) -> dict[str, Array]:
+    """Differentiate by autograd on the plain loop.
+
+    Args:
+        problem: The problem.
+        dtype: What to compute in; the truth is that of float64.
 
     Returns:
         a h hT dh da, dU dW db (db2) dx dh0, and for "network" o p loss do dV dc; canonical layout.
     """
-    with torch.enable_grad():
-        leaves = {name: _leaf(array) for name, array in problem.parameters.items() if name != "b2"}
-        leaves["b"] = _leaf(problem.bias)
-        x = torch.tensor(problem.x) if problem.tokens else _leaf(problem.x)
-        h0 = _leaf(problem.h0)
+    with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
+        leaves = {name: _leaf(array, dtype) for name, array in problem.parameters.items() if name != "b2"}
+        leaves["b"] = _leaf(problem.bias, dtype)
+        x = torch.tensor(problem.x) if problem.tokens else _leaf(problem.x, dtype)
+        h0 = _leaf(problem.h0, dtype)
         steps = unrolled(leaves, x, h0, problem.nonlinearity)
         h, o = torch.stack(steps.h), torch.stack(steps.o)
         loss = _loss(problem, h, o)
@@ -323,13 +358,22 @@ def truth(problem: Problem) -> dict[str, Array]:
     return {name: tensor.detach().numpy().copy() for name, tensor in result.items()}
 
 
-def _leaf(array: Array) -> Tensor:
-    return torch.tensor(array, dtype=torch.float64, requires_grad=True)
+def _leaf(array: Array, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(array, dtype=dtype, requires_grad=True)
+
+
+def rounding_errors(problem: Problem, exact: Mapping[str, Array]) -> dict[str, float]:
+    """Return how far off the plain loop is in float32, each quantity relative to its largest entry."""
+    single = truth(problem, torch.float32)
+    return {
+        name: float(np.abs(single[name] - value).max() / max(float(np.abs(value).max()), 1e-300))
+        for name, value in exact.items()
+    }
 
 
 def _loss(problem: Problem, h: Tensor, o: Tensor) -> Tensor:
     if problem.upstream is not None:
-        return (h * torch.tensor(problem.upstream)).sum()
+        return (h * torch.tensor(problem.upstream, dtype=h.dtype)).sum()
     y = torch.tensor(_targets(problem))
     y = y[-1] if problem.time == "last" else y
     return sequence_loss(o, y, time=problem.time, batch=problem.batch, ignore_index=IGNORED)

@@ -7,7 +7,7 @@ units, K outputs.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
 
@@ -26,6 +26,7 @@ TOLERANCE = {False: 1e-9, True: 100 * float(np.finfo(np.float32).eps)}  # by whe
 # what the second says is a longer way of saying the first, where the two have the same numbers: nothing but parameters
 # is returned; every sum and the carry are made with dL/dh
 SAME_NUMBERS = (({"M44"}, {"M45"}), ({"M20"}, {"M37"}), ({"M01", "M20"}, {"M06", "M37"}))
+LONGEST = 12  # with more steps, truncation is not tried together with other mistakes: it has too many forms
 HARDLY = 1e-3  # a mistake that changes no gradient by more is all but invisible
 
 
@@ -150,7 +151,9 @@ def diagnose(asked: Sequence[Asked], convention: Convention, calls: Calls) -> Di
         return Diagnosis()
     if found := _explanations(((plant,) for plant in lists[0]), lists, fits):
         return Diagnosis(found)
-    if found := _explanations(pairs(lists[0]), lists, fits):
+    short = first.problem.sizes.T <= LONGEST
+    together = [plant for plant in lists[0] if short or not {"window", "cut"} & plant.variant.slots.keys()]
+    if found := _explanations(pairs(together), lists, fits):
         return Diagnosis(found)
     gradients = [symbol for symbol in _ORDER if symbol not in FORWARD_QUANTITIES]
     forward = [Fit(each, convention, calls, gradients) for each in asked]
@@ -183,9 +186,8 @@ def _explanations(
 
 
 def _fits_too(combination: tuple[Plant, ...], known: Mapping[tuple[Any, ...], Plant], fit: Fit) -> bool:
-    """Whether the same mistakes fit another answer."""
-    there = [known[plant.key] for plant in combination if plant.key in known]
-    return len(there) == len(combination) and fit.fits(planted(there))
+    """Whether the same mistakes fit another answer; a form that does not exist at its length changes nothing there."""
+    return fit.fits(planted(known[plant.key] for plant in combination if plant.key in known))
 
 
 def common_factor(answer: Answer, wanted: Mapping[str, Array]) -> float | None:
@@ -206,35 +208,55 @@ def common_factor(answer: Answer, wanted: Mapping[str, Array]) -> float | None:
     return float(np.mean(ratios))
 
 
-def invisible(asked: Asked, standard: Problem, convention: Convention) -> dict[Mistake, float]:
+@dataclass
+class Hidden:
+    """What a problem does not show of a mistake.
+
+    Attributes:
+        notes: The forms that show on the standard problem and not here.
+        change: The largest relative change that one of them makes.
+        visible: Whether some form shows.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    change: float = 0.0
+    visible: bool = False
+
+
+def invisible(asked: Asked, standard: Problem, convention: Convention) -> dict[Mistake, Hidden]:
     """List the mistakes that change nothing that is returned, or hardly anything: less than a thousandth.
 
     Args:
         asked: The problem looked at, and its answer, which says what is returned.
-        standard: The standard problem. Of a mistake's forms the first counts that shows there.
+        standard: The standard problem.
         convention: The homework's.
 
     Returns:
-        Each with the relative change that it makes.
+        Those of which a form that shows on the standard problem does not show here, or that never show.
     """
     workings, usual = Workings(asked.problem, convention), Workings(standard, convention)
     symbols = [symbol for symbol in asked.answer.names if symbol in workings.quantities()]
     symbols += [symbol for symbol in FORWARD_QUANTITIES if symbol in asked.answer.values]
-    here = plants(asked.problem, 0.0)
-    first: dict[str, Plant] = {}
+    exact: dict[tuple[Any, ...], float] = {}
+    named: dict[tuple[str, str], float] = {}  # "by N or T" here is "by N" and "by T" there
+    for plant in plants(asked.problem, 0.0):
+        exact[plant.key] = _change(workings, symbols, plant)
+        for note in plant.variant.note.replace("by ", "").split(" or "):
+            form = plant.mistake.id, note
+            named[form] = max(named.get(form, 0.0), exact[plant.key])
+    hidden: dict[Mistake, Hidden] = {}
     for plant in plants(standard, 0.0):
-        if plant.mistake.id not in first and _change(usual, symbols, plant) > HARDLY:
-            first[plant.mistake.id] = plant
-    changes = {}
-    for mistake in {plant.mistake.id: plant.mistake for plant in plants(standard, 0.0)}.values():
-        forms = [plant for plant in here if mistake.id in first and _same_parts(plant, first[mistake.id])]
-        exact = [plant for plant in forms if plant.key == first[mistake.id].key]
-        changes[mistake] = max((_change(workings, symbols, plant) for plant in exact or forms), default=0.0)
-    return {mistake: change for mistake, change in changes.items() if change < HARDLY}
-
-
-def _same_parts(one: Plant, other: Plant) -> bool:
-    return one.mistake is other.mistake and one.variant.slots.keys() == other.variant.slots.keys()
+        known = hidden.setdefault(plant.mistake, Hidden())
+        if _change(usual, symbols, plant) > HARDLY:
+            note = plant.variant.note.replace("by ", "")
+            joined = named.get((plant.mistake.id, note), 0.0) if note else 0.0
+            change = exact.get(plant.key, joined)
+            if change < HARDLY:
+                known.notes.append(plant.variant.note)
+                known.change = max(known.change, change)
+            else:
+                known.visible = True
+    return {mistake: each for mistake, each in hidden.items() if each.notes or not each.visible}
 
 
 def _change(workings: Workings, symbols: Iterable[str], plant: Plant) -> float:

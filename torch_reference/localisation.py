@@ -8,7 +8,7 @@ Order of judgement: h, o, p, loss; dL/do; dL/dh and dL/da from the last step bac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,8 @@ def first_of_formula(workings: Workings, slots: Mapping[str, Any], answer: Answe
     values = {
         name: wrong[name] for name in wrong if name in answer.values or name in answer.odd or name in INTERMEDIATES
     }
-    return first_difference(values, right, 1e-9, len(workings.problem.x))
+    place = first_difference(values, right, 1e-9, len(workings.problem.x))
+    return None if place is None else replace(place, seen=place.symbol in answer.values or place.symbol in answer.odd)
 
 
 def first_difference(values: Mapping[str, Array], right: Mapping[str, Array], tolerance: float, T: int) -> Place | None:

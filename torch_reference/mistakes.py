@@ -104,6 +104,10 @@ def _local_twice(local: Array, carry: Array, starts: bool) -> Array:
     return 2 * local + carry
 
 
+def _weighted_carry(weight: float, local: Array, carry: Array, starts: bool) -> Array:
+    return local + weight * carry
+
+
 def _forwards(T: int) -> range:
     return range(T)
 
@@ -211,6 +215,23 @@ def _squared_without_one(problem: Problem, moment: Moment) -> Array:
     return result
 
 
+def _negative_slope(problem: Problem, moment: Moment) -> Array:
+    return -moment.g * SLOPES[problem.nonlinearity](moment.h)
+
+
+def _parentheses_forgotten(problem: Problem, moment: Moment) -> Array:
+    result: Array = moment.g - moment.h**2
+    return result
+
+
+def _root_of_slope(problem: Problem, moment: Moment) -> Array:
+    return moment.g * np.sqrt(np.abs(SLOPES[problem.nonlinearity](moment.h)))
+
+
+def _slope_before(problem: Problem, moment: Moment) -> Array:
+    return moment.g * SLOPES[problem.nonlinearity](moment.before)
+
+
 def _plus_square(problem: Problem, moment: Moment) -> Array:
     result: Array = moment.g * (1 + moment.h**2)
     return result
@@ -260,16 +281,24 @@ def _skipping_first(problem: Problem, largest: float) -> Iterator[Variant]:
     if problem.sizes.T > 1:
         yield Variant({**_steps("UWbVc", _without_first), "order": _to_second, **_FOLLOWED}, "in every sum")
         yield Variant({"order": _to_second, **_FOLLOWED}, "the loop over time does not reach it")
+    for k in range(1 + _last_loss_alone(problem), problem.sizes.T - 1):  # one step with its loss alone would be M08
+        last = partial(_last_steps, k)
+        yield Variant({"order": last, **_FOLLOWED}, f"the loop over time covers the last {k} step{'s' * (k > 1)} alone")
 
 
 def _to_second(T: int) -> range:
     return range(T - 1, 0, -1)
 
 
+def _last_steps(k: int, T: int) -> range:
+    return range(T - 1, T - 1 - k, -1)
+
+
 def _skipping_last(problem: Problem, largest: float) -> Iterator[Variant]:
     if problem.sizes.T > 1:
-        yield Variant({"local": _zero_last, **_steps("UWbVc", _without_last)}, "in every sum")
-        yield Variant({"local": _zero_last})
+        if not _last_loss_alone(problem):  # else nothing would be left
+            yield Variant({"local": _zero_last, **_steps("UWbVc", _without_last)}, "in every sum")
+            yield Variant({"local": _zero_last})
         sets = _told_apart(problem, ("W", "UWb", "UW", "V", "Vc"))
         yield from (Variant(_steps(names, _without_last)) for names in sets)
 
@@ -287,6 +316,7 @@ def _no_step(T: int, order: tuple[int, ...]) -> list[int]:
 def _never_filled(problem: Problem, largest: float) -> Iterator[Variant]:
     yield from (Variant(_steps(names, _no_step)) for names in _SETS)
     yield Variant({"delta x": "nothing"})
+    yield Variant({**_steps("UWbVc", _no_step), "delta x": "nothing", "dh0": "zeros"}, "all of them are")
 
 
 def _unsummed(z: Array) -> Array:
@@ -364,6 +394,10 @@ def _signs(problem: Problem, largest: float) -> Iterator[Variant]:
 
 def _no_target(p: Array, y: Array) -> Array:
     return p
+
+
+def _plus_target(p: Array, y: Array) -> Array:
+    return p + y
 
 
 def _target_alone(p: Array, y: Array) -> Array:
@@ -459,7 +493,7 @@ def _partial_scales(problem: Problem, largest: float) -> Iterator[Variant]:
 
 
 def _scaled_losses(problem: Problem, largest: float) -> Iterator[Variant]:
-    for name, factor in factors(problem).items():
+    for name, factor in {**factors(problem), "1/ln 2: it is in bits": 1 / np.log(2)}.items():
         yield Variant({"loss": _scaled_loss(factor)}, f"the loss is off by {name}")
 
 
@@ -534,6 +568,11 @@ def _without_bias(problem: Problem, Ux_t: Array, state: Array) -> Array:
     return result
 
 
+def _with_bias_twice(problem: Problem, Ux_t: Array, state: Array) -> Array:
+    result: Array = Ux_t + state @ problem.parameters["W"].T + 2 * problem.bias
+    return result
+
+
 def _without_input(problem: Problem, Ux_t: Array, state: Array) -> Array:
     result: Array = state @ problem.parameters["W"].T + problem.bias
     return result
@@ -563,6 +602,7 @@ def _activated_by(name: str, problem: Problem) -> States:
 
 _FORWARD_STEPS = {
     "the bias is left out": partial(run_forward, step=_without_bias),
+    "the bias is added twice": partial(run_forward, step=_with_bias_twice),
     "the input is left out": partial(run_forward, step=_without_input),
     "the state before is left out": partial(run_forward, step=_without_state),
     "the recurrent weights are transposed": partial(run_forward, step=_with_W_turned),
@@ -678,6 +718,18 @@ _TABLE = (
         _THROUGH,
     ),
     Mistake(
+        "M09",
+        "carry with a factor",
+        "What flows back from the next step enters with a factor.",
+        "Is it added twice, or halved (B3)?",
+        _fixed(
+            *_with_and_without_h0({"combine": partial(_weighted_carry, 2.0)}, "it counts twice"),
+            *_with_and_without_h0({"combine": partial(_weighted_carry, 0.5)}, "it counts half"),
+            *_with_and_without_h0({"combine": partial(_weighted_carry, -1.0)}, "it is subtracted"),
+        ),
+        _THROUGH,
+    ),
+    Mistake(
         "M10",
         "truncated by a window",
         "Each loss is followed back over a few steps only (truncated back-propagation with a sliding window).",
@@ -761,6 +813,13 @@ _TABLE = (
         _other_slopes,
     ),
     Mistake(
+        "M25",
+        "derivative at the state before",
+        "The activation's derivative is taken at the state of the step before.",
+        "Which state did the activation make of a_t (F2, B4)? Check the index.",
+        _fixed(Variant({"slope": _slope_before})),
+    ),
+    Mistake(
         "M26",
         "derivative without what flows in",
         "dL/da_t is the activation's derivative alone; the gradient that arrives at h_t is not in it.",
@@ -772,7 +831,13 @@ _TABLE = (
         "sign or one in the derivative",
         "The two terms of the activation's derivative are not put together rightly.",
         "Write down the derivative of tanh in terms of its output and compare sign by sign (B4).",
-        _fixed(Variant({"slope": _plus_square}), Variant({"slope": _squared_without_one})),
+        _fixed(
+            Variant({"slope": _plus_square}),
+            Variant({"slope": _squared_without_one}),
+            Variant({"slope": _negative_slope}, "it has the opposite sign"),
+            Variant({"slope": _parentheses_forgotten}, "the gradient multiplies the first term alone"),
+            Variant({"slope": _root_of_slope}, "its square root is taken"),
+        ),
     ),
     Mistake(
         "M30",
@@ -804,7 +869,7 @@ _TABLE = (
     Mistake(
         "M33",
         "first step left out",
-        "The first time step is missing.",
+        "The first time step is missing, or more of the first ones.",
         "The state before the first step is h_0, and it counts. Where does your loop end (B6)?",
         _skipping_first,
         _THROUGH,
@@ -874,10 +939,14 @@ _TABLE = (
     ),
     Mistake(
         "M41",
-        "target missing",
-        "dL/do_t does not contain the target (or nothing but the target).",
+        "target",
+        "The target does not enter dL/do_t as it should.",
         "What does the gradient of softmax and cross-entropy look like where the target is 1 (B1)?",
-        _fixed(Variant({"error": _no_target}), Variant({"error": _target_alone}, "it holds the target alone")),
+        _fixed(
+            Variant({"error": _no_target}),
+            Variant({"error": _target_alone}, "it holds the target alone"),
+            Variant({"error": _plus_target}, "it is added"),
+        ),
         _OUTPUT,
     ),
     Mistake(

@@ -180,7 +180,8 @@ def first_wrong_sentence(level: LevelReport) -> str:
     else:
         gradient = quantity.startswith("dL/") or any(g.name == first.quantity for g in level.gradients)
         start = f"{'going backward, ' * gradient}{quantity} is first wrong at t={first.step} of {first.steps}"
-    return f"{start}{_right_before(first)}{'' if first.exact else ' (inferred from the gradients that were returned)'}."
+    inferred = not first.exact and not level.findings  # a finding explains every number, and with them the place
+    return f"{start}{_right_before(first)}{' (inferred from the gradients that were returned)' * inferred}."
 
 
 def _right_before(first: FirstWrong) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -210,11 +211,17 @@ def _level_dict(level: LevelReport) -> dict[str, Any]:
         else {"quantity": first.quantity, "step": first.step, "steps": first.steps, "seen": first.exact},
         "findings": [_finding_dict(finding) for finding in level.findings],
         "possible": [_finding_dict(finding) for finding in level.possible],
-        "over_time": {name: list(errors) for name, errors in level.over_time.items()},
+        "over_time": {name: [_finite(error) for error in errors] for name, errors in level.over_time.items()},
+        "lags": [[_finite(error) for error in row] for row in level.lags],
         "notes": list(level.notes),
         "cannot_see": [{"id": id_, "title": title, "why": why} for id_, title, why in level.blind],
         "trouble": level.trouble,
     }
+
+
+def _finite(error: float | None) -> float | None:
+    """JSON has no infinity."""
+    return error if error is not None and math.isfinite(error) else None
 
 
 def _finding_dict(finding: Finding) -> dict[str, str]:

@@ -159,38 +159,6 @@ DEPENDS: dict[str, tuple[str, ...]] = {
 FORWARD_QUANTITIES = ("h", "hT", "o", "p", "loss")
 
 
-def magnitudes(problem: Problem) -> dict[str, float]:
-    """Return how large the gradients would be if nothing in them cancelled: absolute values throughout.
-
-    Rounding errors are small beside these; beside a gradient in which large terms cancel they may not be.
-    """
-    states = run_forward(problem)
-    U, W, V = (np.abs(problem.parameters[name]) for name in "UWV")
-    if problem.upstream is None:
-        p = softmax(states.h @ problem.parameters["V"].T + problem.parameters["c"])
-        do = problem.weights[..., None] * (p + one_hot(problem))
-        local = do @ V
-    else:
-        do, local = np.zeros((*problem.x.shape[:2], problem.sizes.K)), np.abs(problem.upstream)
-    slope, da = np.abs(SLOPES[problem.nonlinearity](states.h)), np.zeros_like(local)
-    carry = np.zeros_like(local[0])
-    for t in reversed(range(len(local))):
-        da[t] = slope[t] * (local[t] + carry)
-        carry = da[t] @ W
-    x = np.eye(problem.sizes.D)[problem.x] if problem.tokens else np.abs(problem.x)
-    sums = {
-        "dU": np.einsum("tnh,tnd->hd", da, x),
-        "dW": np.einsum("tnh,tnp->hp", da, np.abs(states.before)),
-        "dV": np.einsum("tnk,tnh->kh", do, np.abs(states.h)),
-        "db": da.sum((0, 1)),
-        "db2": da.sum((0, 1)),
-        "dc": do.sum((0, 1)),
-        "dx": da @ U,
-        "dh0": carry,
-    }
-    return {name: float(value.max()) for name, value in sums.items()}
-
-
 class Workings:
     """One problem in one convention, worked out with any parts exchanged.
 

@@ -1,6 +1,7 @@
 """The command `bptt`: finds the subcommand and reports what cannot be done. Each subcommand has a module of its own."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check.add_parser(commands)
     trace.add_parser(commands)
     options = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an old terminal may have no ✓
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -43,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"bptt {options.command}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (MissingPackageError, ValueError, OSError) as error:
+    except (MissingPackageError, ValueError, OSError, RuntimeError) as error:
         print(f"bptt {options.command}: {error}", file=sys.stderr)
         return UNUSABLE
     return status

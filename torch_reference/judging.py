@@ -1,0 +1,580 @@
+"""The judgement of one level of one homework: is it right, where is it wrong first, and what explains it?
+
+What is asked, in this order: a problem, the same once more, the same with another forward pass in between, and a
+second, longer problem. T steps, N batch rows, D inputs, H hidden units, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torch_reference import localisation
+from torch_reference.candidates import Answer, Candidate
+from torch_reference.child import Failure
+from torch_reference.conventions import to_course
+from torch_reference.course_problems import (
+    Problem,
+    Sizes,
+    asked_for,
+    check_problem,
+    kind_of,
+    longer,
+    posed,
+    rounding_errors,
+    standard_sizes,
+    truth,
+    witnessed_truth,
+)
+from torch_reference.diagnosis import (
+    TOLERANCE,
+    Asked,
+    Diagnosis,
+    Fit,
+    common_factor,
+    diagnose,
+    invisible,
+    relative_error,
+)
+from torch_reference.localisation import Place
+from torch_reference.mistakes import MISTAKES, Plant, factors, planted
+from torch_reference.reports import Finding, FirstWrong, GradientReport, LevelReport
+from torch_reference.workings import Workings
+
+Array = npt.NDArray[Any]
+
+FORWARD_NAMES = {"h": "h", "o": "o", "p": "p", "loss": "loss", "hT": "h"}
+
+LENIENT = 1e-3  # the most that float32 may be off by
+
+# what goes wrong between calls, or with what is returned; the numbers are those of docs/coursework.md
+PROTOCOL = {
+    "M15": (
+        "state of the call before",
+        "A sequence starts with what the one before it left.",
+        "Where is the state, or the gradient that travels back in time, set before the loop?",
+    ),
+    "P1": (
+        "argument changed in place",
+        "A function changes an array that it was given.",
+        "Whoever calls it still needs that array: a check that uses it afterwards compares with other numbers. Make a "
+        "new array, or a copy.",
+    ),
+    "P2": (
+        "gradients not set to zero",
+        "The gradients of the parameters grow from call to call: they are added to those of the call before.",
+        "Where are they set to zero?",
+    ),
+    "P5": (
+        "something kept between calls",
+        "The same call gives other results the second time, or after another call in between.",
+        "Which variables outlive the function? What the backward pass needs belongs into the cache.",
+    ),
+    "P6": (
+        "argument not used",
+        "The function does not use an argument but something else in its place.",
+        "Compare the names in the function with those of its parameters: is there a global variable of the file, left "
+        "from an earlier run, with a similar name?",
+    ),
+    "P8": (
+        "weights made inside the function",
+        "The function does not use the weights that it is given but others.",
+        "Where do the weights come from, and when?",
+    ),
+    "S1": ("result missing", "A gradient is not returned.", "Compare what you return with what is asked for."),
+    "S2": ("shape", "A gradient does not have the shape of what it belongs to.", "Compare the shapes."),
+    "S3": ("type", "A gradient is no array of numbers.", "What do you return?"),
+    "S4": (
+        "not finite",
+        "There are NaN or infinite numbers in the result.",
+        "Look for an overflow, a division by zero or a logarithm of zero, and at arrays that were never filled.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a check was asked to do; see `check`."""
+
+    level: str | None
+    seed: int
+    sizes: Mapping[str, int] | None
+    problem: Problem | None
+    dtype: str
+    hints: str
+
+
+def judge(candidate: Candidate, level: str, settings: Settings) -> LevelReport:
+    """Judge one level; a homework that cannot be run is "unusable".
+
+    Args:
+        candidate: The homework.
+        level: One of its levels.
+        settings: What the check was asked to do.
+
+    Raises:
+        ValueError, RuntimeError: As `posed`.
+    """
+    functions = candidate.ways[level].functions
+    try:
+        with np.errstate(all="ignore"):  # what a homework returns may overflow in whatever is done with it
+            return _Level(candidate, level, settings).report()
+    except Failure as failure:
+        return LevelReport(
+            level, functions, "unusable", trouble=failure.message, output=getattr(candidate.runner, "output", "")
+        )
+
+
+def _completed(sizes: Mapping[str, int] | None, standard: Sizes) -> Sizes:
+    """Put the sizes that were asked for in the place of the standard ones; one step stays one step."""
+    given = dict(sizes or {})
+    if standard.T == 1:
+        given.pop("T", None)
+    return standard._replace(**given)
+
+
+class _Level:
+    """The check of one level."""
+
+    def __init__(self, candidate: Candidate, level: str, settings: Settings) -> None:
+        self.candidate = candidate
+        self.convention = candidate.convention
+        self.level = level
+        self.calls = candidate.ways[level]
+        self.dtype: npt.DTypeLike = np.dtype(settings.dtype)
+        kind = kind_of(self.convention, level, candidate.takes_mask(level))
+        if settings.problem is not None:
+            check_problem(settings.problem, self.convention)
+        self.standard, _ = posed(kind, settings.seed, standard_sizes(kind), False, settings.dtype)
+        if settings.problem is not None:
+            problem = settings.problem.rounded(settings.dtype)
+            posing = [(problem, witnessed_truth(problem))]
+        else:
+            first = _completed(settings.sizes, standard_sizes(kind))
+            second = longer(kind, standard_sizes(kind)) if settings.sizes is None else first
+            posing = [
+                posed(kind, settings.seed, first, False, settings.dtype),
+                posed(kind, settings.seed + 1, second, kind.tokens, settings.dtype),
+            ]
+        self.problems = [problem for problem, _ in posing]
+        self.truths = [truth for _, truth in posing]
+        self.wanted = [
+            asked_for(right, problem, self.convention)
+            for right, problem in zip(self.truths, self.problems, strict=True)
+        ]
+        self.notes: list[str] = []
+        self.roundings: dict[int, dict[str, float]] = {}
+        self._single = False  # whether anything came out of float32 so far
+
+    def report(self) -> LevelReport:
+        """Ask, judge, and where something is wrong, locate and explain it."""
+        answers = [self._ask(0)]
+        if not self._is_wrong(answers[0], 0):
+            if (kept := self._asked_again()) is not None:
+                return kept
+            if answers[0].changed:
+                return self._changed_arguments(answers[0])
+        answers += [self._ask(index) for index in range(1, len(self.problems))]
+        if answers[0].single:
+            self.notes.append("computed in float32 (or less): judged by 100 times its precision, the truth is float64")
+        asked = [Asked(problem, answer) for problem, answer in zip(self.problems, answers, strict=True)]
+        for index, answer in enumerate(answers):
+            if self._is_wrong(answer, index):
+                order = [index, *(other for other in range(len(asked)) if other != index)]
+                return self._wrong([asked[each] for each in order], index)
+        return LevelReport(
+            self.level,
+            self.calls.functions,
+            "right",
+            self._gradients(answers[0], 0),
+            notes=(*self.notes, *self._ambiguous()),
+            blind=self._blind(asked[0]),
+            sizes=self._shown_sizes(),
+        )
+
+    def _ask(self, index: int, between: Problem | None = None) -> Answer:
+        answer = self.candidate.ask(self.level, self.problems[index], self.dtype, between)
+        h = self.truths[index]["h"]
+        plain = bool((h == h.astype(np.float32)).all())  # numbers that float32 can hold anyway
+        self._single = self._single or answer.single or (answer.rounded and not plain)
+        return replace(answer, single=self._single)
+
+    def _shown_sizes(self, index: int = 0) -> dict[str, int]:
+        return dict(self.problems[index].sizes._asdict())
+
+    def _tolerance(self, answer: Answer) -> float:
+        return TOLERANCE[answer.single]
+
+    def _symbol_is_right(self, symbol: str, answer: Answer, index: int) -> bool:
+        if symbol in answer.troubles or symbol not in answer.values:
+            return False
+        wanted = self.wanted[index][symbol]
+        return relative_error(answer.values[symbol], wanted) <= self._allowed(symbol, answer, index)
+
+    def _allowed(self, symbol: str, answer: Answer, index: int) -> float:
+        """How far off a quantity may be; in float32 also what the plain loop is off by, where large terms cancel."""
+        if not answer.single:
+            return TOLERANCE[False]
+        if index not in self.roundings:
+            self.roundings[index] = rounding_errors(self.problems[index], self.truths[index])
+        return max(TOLERANCE[True], min(LENIENT, 30 * self.roundings[index].get(symbol, 0.0)))
+
+    def _is_wrong(self, answer: Answer, index: int) -> bool:
+        looked_at = [*answer.names, *answer.troubles, *answer.values]
+        return not all(
+            self._symbol_is_right(symbol, answer, index) for symbol in looked_at if symbol in self.wanted[index]
+        )
+
+    def _gradients(self, answer: Answer, index: int) -> tuple[GradientReport, ...]:
+        return tuple(self._gradient(symbol, name, answer, index) for symbol, name in answer.names.items())
+
+    def _gradient(self, symbol: str, name: str, answer: Answer, index: int) -> GradientReport:
+        wanted = self.wanted[index][symbol]
+        ok = self._symbol_is_right(symbol, answer, index)
+        if symbol not in answer.values:
+            return GradientReport(name, symbol, ok, trouble=answer.troubles[symbol])
+        got = answer.values[symbol]
+        error = relative_error(got, wanted)
+        layout = self.convention.layout(name, self.calls)
+        assert layout is not None
+        own_got, own_wanted = (
+            value if symbol == "dh0" and self.convention.shared_h0 else to_course(value, symbol, layout[1])
+            for value in (got, wanted)
+        )
+        with np.errstate(invalid="ignore"):
+            difference = np.abs(own_got - own_wanted)
+        difference[~np.isfinite(own_got)] = np.inf
+        worst = tuple(int(each) for each in np.unravel_index(int(difference.argmax()), difference.shape))
+        step = None
+        if symbol == "dx" and not ok:
+            limit = self._allowed(symbol, answer, index)
+            wrong = [t for t, each in enumerate(localisation.step_errors(got, wanted)) if not each <= limit]
+            step = wrong[-1] + 1 if wrong else None
+        return GradientReport(
+            name,
+            symbol,
+            ok,
+            error if np.isfinite(error) else None,
+            worst,
+            float(own_got[worst]),
+            float(own_wanted[worst]),
+            step,
+            "" if np.isfinite(got).all() else f"not finite: {int((~np.isfinite(got)).sum())} of {got.size} numbers",
+        )
+
+    def _wrong(self, asked: Sequence[Asked], index: int) -> LevelReport:
+        """Explain a wrong answer; the first of `asked`, to problem `index`."""
+        answer, problem = asked[0].answer, asked[0].problem
+        diagnosis = diagnose(asked, self.convention, self.calls)
+        findings = [_finding(plant) for plant in diagnosis.found]
+        if not diagnosis.explanations:
+            findings += self._ignored_arguments(answer, index)
+        possible = [
+            replace(_finding(plants[0]), title=" and ".join(plant.mistake.title for plant in plants))
+            for plants in (diagnosis.explanations if len(diagnosis.explanations) > 1 else ())
+        ]
+        findings += self._malformed(answer, asked, diagnosis)
+        if answer.changed:
+            findings.append(self._changed(answer))
+        place = self._place(asked[0], index, diagnosis)
+        if place is None and answer.troubles:
+            place = Place(next(iter(answer.troubles)), None)
+        seen = localisation.see(answer, problem, self.truths[index], self.convention)
+        return LevelReport(
+            self.level,
+            self.calls.functions,
+            "wrong",
+            self._gradients(answer, index),
+            self._first_wrong(place, answer, index, bool(diagnosis.found) or "da" in seen.values),
+            tuple(findings),
+            tuple(possible),
+            self._over_time(seen, index),
+            self._lags(index),
+            (*self.notes, *self._factor(answer, index, diagnosis), *self._ambiguous(index)),
+            (),
+            self._shown_sizes(index),
+        )
+
+    def _place(self, asked: Asked, index: int, diagnosis: Diagnosis) -> Place | None:
+        right, wanted = self.truths[index], self.wanted[index]
+        seen = localisation.see(asked.answer, asked.problem, right, self.convention)
+        by_numbers = localisation.first_seen(seen, asked.answer, wanted, right, len(asked.problem.x))
+        if not diagnosis.explanations or diagnosis.forward_alone:
+            return self._what_arrived(by_numbers, asked, index)
+        workings = Workings(asked.problem, self.convention)
+        places = {
+            localisation.first_of_formula(workings, planted(each), asked.answer) for each in diagnosis.explanations
+        }
+        return (places.pop() if len(places) == 1 else None) or by_numbers
+
+    def _what_arrived(self, place: Place | None, asked: Asked, index: int) -> Place | None:
+        """Where dL/da of the last step is wrong: is it what arrived, dL/dh, or what the activation made of it?
+
+        The same upstream gradient is given with other states: what is left of dL/da without the true derivative is
+        then the same if that derivative was taken rightly.
+        """
+        problem, T = asked.problem, len(asked.problem.x)
+        if place is None or (place.symbol, place.step, place.seen) != ("da", T - 1, False) or self.level == "network":
+            return place
+        other = replace(problem, x=problem.x[:, ::-1] if problem.tokens else -problem.x, h0=-problem.h0)
+        arrived = []
+        for each, right in ((problem, self.truths[index]), (other, truth(other))):
+            answer = self.candidate.ask(self.level, each, self.dtype)
+            seen = localisation.see(answer, each, right, self.convention)
+            if "da" not in seen.values or each.upstream is None:
+                return place
+            slope = right["da"][-1] / each.upstream[-1]
+            arrived.append(seen.values["da"][-1] / slope)
+        near = localisation.READ_OFF[asked.answer.single]
+        return Place("dh", T - 1, False) if relative_error(arrived[1], arrived[0]) <= near * 100 else place
+
+    def _first_wrong(
+        self, place: Place | None, answer: Answer, index: int, through_time: bool = True
+    ) -> FirstWrong | None:
+        """Put a place into words; `through_time` says whether dL/dh and dL/da are known."""
+        T = len(self.problems[index].x)
+        if place is None:
+            return None
+        symbol, step = place.symbol, None if place.step is None else place.step + 1
+        quantity = FORWARD_NAMES.get(symbol) or localisation.INTERMEDIATES.get(symbol) or answer.names.get(symbol)
+        if quantity is None:
+            quantity = self.convention.name_of(symbol, self.calls)
+        return FirstWrong(quantity, step, T, self._before(symbol, step, T, answer, through_time), place.seen)
+
+    def _before(self, symbol: str, step: int | None, T: int, answer: Answer, through_time: bool) -> str:
+        """Say what comes before a quantity in the order of judgement, and is right."""
+        forward = [name for name in ("h", "o", "p", "loss") if name in answer.values]
+        if symbol in FORWARD_NAMES:
+            earlier = forward[: forward.index(symbol)] if symbol in forward else []
+            until = [] if step in (None, 1) else [f"t=1 to {step - 1}" if step and step > 2 else "t=1"]
+            return _joined([*earlier, *until])
+        upstream = ["dL/do"] if self.level == "network" else []
+        if symbol == "do":
+            return _joined([*forward, *([] if step in (None, T) else [_later(step, T)])])
+        if symbol in ("dh", "da"):
+            own = ["dL/dh"] if symbol == "da" and step == T else []
+            return _joined([*(upstream or forward), *own, *([] if step in (None, T) else [_later(step, T)])])
+        return _joined([*upstream, "dL/dh", "dL/da"]) if through_time else ""
+
+    def _over_time(self, seen: localisation.Seen, index: int) -> dict[str, tuple[float | None, ...]]:
+        rows: dict[str, tuple[float | None, ...]] = {}
+        rights = {**self.truths[index], "dx": self.wanted[index].get("dx")}
+        for symbol in ("h", "o", "p", "do", "dh", "da", "dx"):
+            right = rights.get(symbol)
+            if symbol in seen.values and right is not None and seen.values[symbol].shape == right.shape:
+                errors = localisation.step_errors(seen.values[symbol], right)
+                limits = localisation.READ_OFF if symbol in seen.read_off else TOLERANCE
+                name = localisation.INTERMEDIATES.get(symbol) or self.convention.name_of(symbol, self.calls)
+                rows[name] = tuple(0.0 if error <= limits[self._single] else error for error in errors)
+        return rows
+
+    def _lags(self, index: int) -> tuple[tuple[float | None, ...], ...]:
+        """Give the upstream gradient of one step at a time; see how far back what comes of it is right."""
+        problem = self.problems[index]
+        if self.level != "sequence" or problem.upstream is None:
+            return ()
+        rows: list[tuple[float | None, ...]] = []
+        T = len(problem.x)
+        for s in range(T):
+            upstream = np.zeros_like(problem.upstream)
+            upstream[s] = problem.upstream[s]
+            alone = replace(problem, upstream=upstream)
+            right = truth(alone)
+            answer = self.candidate.ask(self.level, alone, self.dtype)
+            seen = localisation.see(answer, alone, right, self.convention)
+            if "da" not in seen.values:
+                rows.append((None,) * T)
+                continue
+            limit = localisation.READ_OFF[answer.single]
+            errors = localisation.step_errors(seen.values["da"], right["da"])
+            rows.append(tuple(None if t > s else 0.0 if e <= limit else e for t, e in enumerate(errors)))
+        return tuple(rows)
+
+    def _factor(self, answer: Answer, index: int, diagnosis: Diagnosis) -> list[str]:
+        factor = None if diagnosis.found else common_factor(answer, self.wanted[index])
+        if factor is not None and abs(factor - 1) <= self._tolerance(answer):
+            return []
+        return [] if factor is None else [f"every gradient is {factor:.6g} times the true one"]
+
+    def _ambiguous(self, index: int = 0) -> list[str]:
+        names = [name for name in factors(self.problems[index]) if " or " in name]
+        return [f"this problem cannot tell these factors apart: {', '.join(names)}"] if names else []
+
+    def _blind(self, asked: Asked) -> tuple[tuple[str, str, str], ...]:
+        rows = []
+        for mistake, hidden in invisible(asked, self.standard, self.convention).items():
+            if mistake.id == "M43" and "p" not in asked.answer.values and self.level != "network":
+                continue  # no softmax is asked for
+            why = f"it changes nothing by more than {hidden.change:.0e}" if hidden.change > TOLERANCE[False] else ""
+            if hidden.visible and not why:
+                why = "; ".join(dict.fromkeys(filter(None, hidden.notes))) or "in one of its forms"
+            rows.append((mistake.id, mistake.title, why))
+        return tuple(rows)
+
+    def _malformed(self, answer: Answer, asked: Sequence[Asked], diagnosis: Diagnosis) -> list[Finding]:
+        """Missing, misshapen and infinite results that no explanation covers."""
+        found = []
+        explained = Fit(asked[0], self.convention, self.calls)
+        slots = planted(diagnosis.found)
+        for symbol, trouble in answer.troubles.items():
+            name = answer.names.get(symbol) or self.convention.name_of(symbol, self.calls)
+            if symbol in answer.odd:
+                if not (diagnosis.found and symbol in slots_symbols(explained, slots)):
+                    found.append(_protocol("S2", f"{name}: {trouble}"))
+            else:
+                found.append(_protocol("S1" if trouble.startswith("missing") else "S3", f"{name}: {trouble}"))
+        if not diagnosis.found:
+            infinite = [
+                answer.names.get(symbol, symbol)
+                for symbol, value in answer.values.items()
+                if not np.isfinite(value).all()
+            ]
+            if infinite:
+                found.append(_protocol("S4", ", ".join(infinite)))
+        return found
+
+    def _changed(self, answer: Answer) -> Finding:
+        """Say which arguments were changed: the state and the weights, or what is handed back in time."""
+        kept = {self.convention.name_of(symbol, self.calls) for symbol in ("h0", "U", "W", "V", "b", "b2", "c")}
+        names = [text.split(" ")[0].split("'")[1] if "'" in text else text.split(" ")[0] for text in answer.changed]
+        return _protocol("P5" if set(names) <= kept else "P1", f"{', '.join(answer.changed)} changed in place")
+
+    def _changed_arguments(self, answer: Answer) -> LevelReport:
+        T = len(self.problems[0].x)
+        return LevelReport(
+            self.level,
+            self.calls.functions,
+            "wrong",
+            self._gradients(answer, 0),
+            FirstWrong(f"argument {answer.changed[0]}", None, T, "every gradient"),
+            (self._changed(answer),),
+            notes=tuple(self.notes),
+            sizes=self._shown_sizes(),
+        )
+
+    def _asked_again(self) -> LevelReport | None:
+        """Ask the same once more, then with another forward pass in between; None if nothing changes."""
+        first = self.problems[0]
+        other = replace(first, x=first.x[:, ::-1] if first.tokens else -first.x, h0=-first.h0)
+        ways = ((None, "the second time the same is asked"), (other, "when another forward pass runs in between"))
+        for between, when in ways:
+            again = self._ask(0, between)
+            if not self._is_wrong(again, 0):
+                continue
+            self.notes.append(f"right the first time, wrong {when}: the table shows the second answer")
+            asked = Asked(self.problems[0], again)
+            id_, note, place = ("P5", when, None) if between is not None else self._what_is_kept(asked)
+            if place is None:  # by the numbers; asking once more would not give this answer again
+                seen = localisation.see(again, first, self.truths[0], self.convention)
+                place = localisation.first_seen(seen, again, self.wanted[0], self.truths[0], len(first.x))
+            return LevelReport(
+                self.level,
+                self.calls.functions,
+                "wrong",
+                self._gradients(again, 0),
+                self._first_wrong(place, again, 0),
+                (_protocol(id_, note),),
+                notes=tuple(self.notes),
+                sizes=self._shown_sizes(),
+            )
+        return None
+
+    def _what_is_kept(self, asked: Asked) -> tuple[str, str, Place | None]:
+        """Name what the second answer has left from the first."""
+        answer, wanted = asked.answer, self.wanted[0]
+        parameters = [symbol for symbol in answer.names if localisation.is_parameter(symbol)]
+        others = [symbol for symbol in answer.values if symbol not in parameters]
+        if all(self._symbol_is_right(symbol, answer, 0) for symbol in others) and all(
+            symbol in answer.values
+            and relative_error(answer.values[symbol], 2 * wanted[symbol]) <= self._tolerance(answer)
+            for symbol in parameters
+        ):
+            first = next(symbol for symbol in localisation.SUMS if symbol in parameters)
+            return "P2", "twice as large the second time", Place(first, None)
+        problem = asked.problem
+        later = replace(problem, h0=self.truths[0]["hT"])
+        if Fit(Asked(later, answer), self.convention, self.calls).fits({}):
+            return "M15", "h_0 is the last state of the call before", None
+        left = _Held(self.truths[0]["dh0"])
+        for dh0 in ("own", "carry"):
+            slots = {"initial": left, "dh0": dh0}
+            if Fit(asked, self.convention, self.calls).fits(slots):
+                place = localisation.first_of_formula(Workings(problem, self.convention), slots, answer)
+                return "M15", "what flows back into the last step is what the call before left", place
+        return "P5", "the second time the same is asked", None
+
+    def _ignored_arguments(self, answer: Answer, index: int) -> list[Finding]:
+        """Where the forward pass is wrong: does it use what it is given?"""
+        forward = [name for name in ("h", "hT", "loss", "p", "o") if name in answer.values]
+        if all(self._symbol_is_right(name, answer, index) for name in forward):
+            return []
+        problem = self.problems[index]
+        first = self.candidate.states(self.level, problem)
+        forward = [name for name in forward if name in first and np.isfinite(first[name]).all()]
+        if not forward:
+            return []
+        if any(not _equal(first[name], again) for name, again in self.candidate.states(self.level, problem).items()):
+            return [_protocol("P8", "the same call gives other states")]
+        ignored = []
+        for symbol in ("U", "W", "b", "b2", "V", "c"):
+            if symbol not in problem.parameters:
+                continue
+            shifted = {**problem.parameters, symbol: problem.parameters[symbol] * 0.5 + 0.1}
+            changed = replace(problem, parameters=shifted)
+            visible = Workings(problem, self.convention), Workings(changed, self.convention)
+            if all(_equal(visible[0].value(name, {}), visible[1].value(name, {})) for name in forward):
+                continue
+            found = self.candidate.states(self.level, changed)
+            if all(_equal(first[name], found[name]) for name in forward):
+                ignored.append(self.convention.name_of(symbol))
+        if not ignored:
+            return []
+        note = f"the result stays the same whatever {_joined(ignored)} hold{'s' * (len(ignored) == 1)}"
+        return [_protocol("P8" if len(ignored) > 1 else "P6", note)]
+
+
+class _Held:
+    """An array that counts as one thing, to be a key."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+
+def slots_symbols(fit: Fit, slots: Mapping[str, Any]) -> set[str]:
+    """The misshapen results that an explanation covers."""
+    return {symbol for symbol in fit.answer.odd if symbol in fit.symbols and fit.agrees(symbol, slots)}
+
+
+def _equal(one: Array, other: Array) -> bool:
+    return one.shape == other.shape and bool(np.allclose(one, other, rtol=1e-12, atol=0, equal_nan=True))
+
+
+def _later(step: int | None, T: int) -> str:
+    assert step is not None
+    return f"t={T}" if step == T - 1 else f"t={T} to {step + 1}"
+
+
+def _joined(words: Sequence[str]) -> str:
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _finding(plant: Plant) -> Finding:
+    mistake = plant.mistake
+    return Finding(mistake.id, mistake.title, mistake.cause, mistake.hint, plant.variant.note)
+
+
+def _protocol(id_: str, note: str) -> Finding:
+    title, cause, hint = PROTOCOL[id_]
+    return Finding(id_, title, cause, hint, note)
+
+
+def catalogue() -> dict[str, str]:
+    """Map every finding's number to its title."""
+    known = {id_: mistake.title for id_, mistake in MISTAKES.items()}
+    return known | {id_: words[0] for id_, words in PROTOCOL.items()}
