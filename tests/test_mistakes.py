@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from torch_reference.judging import PROTOCOL, catalogue
 from torch_reference.conventions import CONVENTIONS, Convention
 from torch_reference.course_problems import Problem, Sizes, asked_for, draw_problem, kind_of, standard_sizes, truth
 from torch_reference.diagnosis import relative_error
+from torch_reference.judging import PROTOCOL, catalogue
 from torch_reference.mistakes import MISTAKES, Plant, factors, pairs, planted, plants
 from torch_reference.workings import ACTIVATIONS, DEPENDS, RIGHT, Workings
 

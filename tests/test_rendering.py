@@ -186,7 +186,7 @@ def test_an_unknown_hint_level(render):
     ],
 )
 def test_where_it_goes_wrong(first, says):
-    assert says in as_text(report(wrong_level(first_wrong=first)))
+    assert says in as_text(report(wrong_level(first_wrong=first, findings=())))
 
 
 @BOTH

@@ -34,6 +34,10 @@ ROUNDING = 1e-13  # where there is next to no gradient
 AGREEMENT = {"complex step": 1e-11, "central difference": 1e-5}
 
 
+class WitnessesDisagreeError(RuntimeError):
+    """The independent ways to the truth differ: nothing can be judged."""
+
+
 class Sizes(NamedTuple):
     """Steps, batch rows, inputs, hidden units, outputs."""
 
@@ -407,7 +411,7 @@ def witnessed_truth(problem: Problem) -> dict[str, Array]:
     """Return the truth after holding it against complex steps (relu: central differences), which know no autograd.
 
     Raises:
-        RuntimeError: The two disagree; then nothing can be judged on this machine.
+        WitnessesDisagreeError: The two disagree; then nothing can be judged on this machine.
     """
     found = truth(problem)
     parameters = {**problem.parameters, "b": problem.bias}
@@ -431,7 +435,7 @@ def witnessed_truth(problem: Problem) -> dict[str, Array]:
         scale = np.linalg.norm(second[gradient])
         error = np.linalg.norm(found[gradient] / unit - second[gradient])
         if not error <= AGREEMENT[name] * scale + ROUNDING * second[gradient].size ** 0.5:
-            raise RuntimeError(
+            raise WitnessesDisagreeError(
                 f"check: autograd and {name} differ in {gradient} by {error:.1e} of {scale:.1e}; nothing can be judged"
             )
     return found

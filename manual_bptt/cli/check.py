@@ -21,6 +21,7 @@ from manual_bptt.files import check_writable, write_atomically
 from torch_reference import rendering
 from torch_reference.checking import MEMORY, SECONDS, check
 from torch_reference.conventions import CONVENTIONS, LEVELS, find_convention
+from torch_reference.course_problems import WitnessesDisagreeError
 from torch_reference.rendering_blocks import one_line
 from torch_reference.reports import HINTS, Report
 
@@ -276,8 +277,8 @@ def _checked_safely(name: str, candidate: Any, options: argparse.Namespace) -> R
         return Report(name, options.convention or "", "", trouble=trouble)
     try:
         return _checked(name, candidate, options)
-    except RuntimeError:
-        raise  # the witnesses of the truth disagree: nothing can be judged
+    except WitnessesDisagreeError:
+        raise  # then nothing can be judged
     except Exception as error:  # whatever one homework does to the check, the others are checked
         trouble = str(error).removeprefix("check: ") or type(error).__name__
         return Report(name, options.convention or "", "", trouble=trouble)
