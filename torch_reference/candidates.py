@@ -245,8 +245,8 @@ def _nothing_found(signatures: Signatures, conventions: Sequence[Convention]) ->
         return f"expected functions that {conventions[0].name} calls: {calls}. Got these: {there}"
     return (
         f"expected functions that a convention calls, such as rnn_forward and rnn_backward, got these: {there}. "
-        f"Conventions: {', '.join(convention.name for convention in conventions)}; the calls of one are listed when "
-        "it is named"
+        f"Conventions: {', '.join(convention.name for convention in conventions)}. Name one (--convention NAME, or "
+        "convention=...) and its calls are listed"
     )
 
 

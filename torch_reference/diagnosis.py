@@ -25,7 +25,12 @@ Array = npt.NDArray[Any]
 TOLERANCE = {False: 1e-9, True: 100 * float(np.finfo(np.float32).eps)}  # by whether float32 was computed with
 # what the second says is a longer way of saying the first, where the two have the same numbers: nothing but parameters
 # is returned; every sum and the carry are made with dL/dh
-SAME_NUMBERS = (({"M44"}, {"M45"}), ({"M20"}, {"M37"}), ({"M01", "M20"}, {"M06", "M37"}))
+SAME_NUMBERS = (
+    ({"M44"}, {"M45"}),
+    ({"M20"}, {"M37"}),
+    ({"M01", "M20"}, {"M06", "M37"}),
+    ({"M04", "M20"}, {"M25", "M37"}),
+)
 LONGEST = 12  # with more steps, truncation is not tried together with other mistakes: it has too many forms
 HARDLY = 1e-3  # a mistake that changes no gradient by more is all but invisible
 

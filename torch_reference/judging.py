@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ from torch_reference.workings import Workings
 
 Array = npt.NDArray[Any]
 
-FORWARD_NAMES = {"h": "h", "o": "o", "p": "p", "loss": "loss", "hT": "h"}
+FORWARD_NAMES = {"h": "h", "o": "o", "p": "p", "loss": "loss"}
 
 LENIENT = 1e-3  # the most that float32 may be off by
 
@@ -178,7 +179,12 @@ class _Level:
                 return kept
             if answers[0].changed:
                 return self._changed_arguments(answers[0])
-        answers += [self._ask(index) for index in range(1, len(self.problems))]
+        try:
+            answers += [self._ask(index) for index in range(1, len(self.problems))]
+        except Failure as failure:
+            sizes = ", ".join(f"{name}={size}" for name, size in self._shown_sizes(1).items())
+            message = f"{failure.message}\nThe first calls went well; this was one with other sizes: {sizes}"
+            raise Failure(failure.kind, message, failure.function) from None
         if answers[0].single:
             self.notes.append("computed in float32 (or less): judged by 100 times its precision, the truth is float64")
         asked = [Asked(problem, answer) for problem, answer in zip(self.problems, answers, strict=True)]
@@ -418,10 +424,16 @@ class _Level:
     def _malformed(self, answer: Answer, asked: Sequence[Asked], diagnosis: Diagnosis) -> list[Finding]:
         """Missing, misshapen and infinite results that no explanation covers."""
         found = []
+        exchanged = self._exchanged(answer)
+        if exchanged:
+            names = _joined([answer.names[symbol] for symbol in exchanged])
+            found.append(_protocol("S2", f"{names} look exchanged, each has the other's shape"))
         explained = Fit(asked[0], self.convention, self.calls)
         slots = planted(diagnosis.found)
         for symbol, trouble in answer.troubles.items():
             name = answer.names.get(symbol) or self.convention.name_of(symbol, self.calls)
+            if symbol in exchanged:
+                continue
             if symbol in answer.odd:
                 if not (diagnosis.found and symbol in slots_symbols(explained, slots)):
                     found.append(_protocol("S2", f"{name}: {trouble}"))
@@ -436,6 +448,18 @@ class _Level:
             if infinite:
                 found.append(_protocol("S4", ", ".join(infinite)))
         return found
+
+    def _exchanged(self, answer: Answer) -> tuple[str, ...]:
+        """Two gradients, each of which has the other's shape."""
+        shapes = {}
+        for symbol in answer.odd.keys() & answer.names.keys():
+            layout = self.convention.layout(answer.names[symbol], self.calls)
+            if layout is not None:
+                shapes[symbol] = to_course(self.wanted[0][symbol], *layout).shape
+        for one, other in combinations(sorted(shapes), 2):
+            if answer.odd[one].shape == shapes[other] and answer.odd[other].shape == shapes[one]:
+                return one, other
+        return ()
 
     def _changed(self, answer: Answer) -> Finding:
         """Say which arguments were changed: the state and the weights, or what is handed back in time."""

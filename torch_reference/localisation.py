@@ -178,6 +178,10 @@ def _state_errors(answer: Answer, problem: Problem, truth: Mapping[str, Array], 
     for value in witnesses.values():
         if relative_error(value, truth["da"]) <= near:
             return value
+    if _sum_is_right(answer, problem, truth, convention) and any(
+        _is_multiple(value, truth["da"], near) for value in witnesses.values()
+    ):
+        return truth["da"]  # what was summed into db is right: the other sums are scaled
     names = list(witnesses)
     for index, name in enumerate(names):
         for other in names[index + 1 :]:
@@ -190,6 +194,19 @@ def _state_errors(answer: Answer, problem: Problem, truth: Mapping[str, Array], 
                 if relative_error(answer.values[symbol], total) <= near:
                     return value
     return max(witnesses.values(), key=lambda value: _right_steps(value, truth["da"], near), default=None)
+
+
+def _sum_is_right(answer: Answer, problem: Problem, truth: Mapping[str, Array], convention: Convention) -> bool:
+    """Whether db is the sum of the true dL/da."""
+    db = answer.values.get("db")
+    if db is None or not _unclipped(db, problem):
+        return False
+    return relative_error(db * _scale(convention, problem), truth["db"]) <= TOLERANCE[answer.single]
+
+
+def _is_multiple(value: Array, right: Array, tolerance: float) -> bool:
+    factor = float((value * right).sum() / max(float((right * right).sum()), 1e-300))
+    return relative_error(value, factor * right) <= tolerance
 
 
 def _right_steps(value: Array, right: Array, tolerance: float) -> int:

@@ -125,6 +125,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if not options.target:
+        raise ValueError("expected TARGET to name a file or a folder, got ''")
     folder = Path(options.target)
     if options.target != OWN and not folder.is_dir() and (options.file or options.csv):
         raise ValueError("expected --csv and --file with a folder of submissions, got " + repr(options.target))
