@@ -422,7 +422,12 @@ def test_a_mistake_that_no_catalogue_lists_is_placed_and_gets_no_name(convention
     level = main_of(report)
     symbol, step = known.outside_first_wrong[name]
     place = SHOWN_LATER.get((convention, name), (symbol, -1 if step == "last" else step))
-    assert place_of(level) == told(convention, place, level.sizes["T"])
+    wanted = told(convention, place, level.sizes["T"])
+    if place[0] in ("da", "dh") and level.level == "network":
+        # where dL/dh_T is not returned, and no upstream gradient can be given, nobody can tell it from dL/da_T
+        assert place_of(level) in (wanted, ("dL/dh or dL/da", wanted[1]))
+    else:
+        assert place_of(level) == wanted
 
 
 DTYPES = ("float64", "float32")

@@ -167,6 +167,7 @@ class _Level:
             asked_for(right, problem, self.convention)
             for right, problem in zip(self.truths, self.problems, strict=True)
         ]
+        self.usual = settings.problem is None and settings.sizes is None
         self.notes: list[str] = []
         self.roundings: dict[int, dict[str, float]] = {}
         self._single = False  # whether anything came out of float32 so far
@@ -301,7 +302,7 @@ class _Level:
             self._over_time(seen, index),
             self._lags(index),
             (*self.notes, *self._factor(answer, index, diagnosis), *self._ambiguous(index)),
-            (),
+            () if self.usual else self._blind(asked[0]),
             self._shown_sizes(index),
         )
 
@@ -320,23 +321,29 @@ class _Level:
     def _what_arrived(self, place: Place | None, asked: Asked, index: int) -> Place | None:
         """Where dL/da of the last step is wrong: is it what arrived, dL/dh, or what the activation made of it?
 
-        The same upstream gradient is given with other states: what is left of dL/da without the true derivative is
-        then the same if that derivative was taken rightly.
+        The same upstream gradient is given with other states, then another one with the same. What is left of dL/da
+        without the true derivative changes with the states only if that derivative is wrong, and does not change with
+        the upstream gradient if this is not in it. Where it is a multiple of what should arrive, it may be either.
         """
         problem, T = asked.problem, len(asked.problem.x)
-        if place is None or (place.symbol, place.step, place.seen) != ("da", T - 1, False) or self.level == "network":
+        if place is None or not place.either or place.step != T - 1 or problem.upstream is None:
             return place
         other = replace(problem, x=problem.x[:, ::-1] if problem.tokens else -problem.x, h0=-problem.h0)
+        turned = replace(problem, upstream=problem.upstream[:, :, ::-1].copy())
         arrived = []
-        for each, right in ((problem, self.truths[index]), (other, truth(other))):
+        for each, right in ((problem, self.truths[index]), (other, truth(other)), (turned, truth(turned))):
             answer = self.candidate.ask(self.level, each, self.dtype)
             seen = localisation.see(answer, each, right, self.convention)
             if "da" not in seen.values or each.upstream is None:
                 return place
             slope = right["da"][-1] / each.upstream[-1]
             arrived.append(seen.values["da"][-1] / slope)
-        near = localisation.READ_OFF[asked.answer.single]
-        return Place("dh", T - 1, False) if relative_error(arrived[1], arrived[0]) <= near * 100 else place
+        near = localisation.READ_OFF[asked.answer.single] * 100
+        if relative_error(arrived[1], arrived[0]) > near or relative_error(arrived[2], arrived[0]) <= near:
+            return Place("da", T - 1, False)
+        if localisation.is_multiple(arrived[0], problem.upstream[-1], near):
+            return place
+        return Place("dh", T - 1, False)
 
     def _first_wrong(
         self, place: Place | None, answer: Answer, index: int, through_time: bool = True
@@ -349,7 +356,13 @@ class _Level:
         quantity = FORWARD_NAMES.get(symbol) or localisation.INTERMEDIATES.get(symbol) or answer.names.get(symbol)
         if quantity is None:
             quantity = self.convention.name_of(symbol, self.calls)
-        return FirstWrong(quantity, step, T, self._before(symbol, step, T, answer, through_time), place.seen)
+        if place.either:
+            quantity = "dL/dh or dL/da"
+        if place.any:
+            quantity = f"dL/dh, dL/da or {quantity}"
+        return FirstWrong(
+            quantity, step, T, self._before(symbol, step, T, answer, through_time and not place.either), place.seen
+        )
 
     def _before(self, symbol: str, step: int | None, T: int, answer: Answer, through_time: bool) -> str:
         """Say what comes before a quantity in the order of judgement, and is right."""
@@ -362,7 +375,7 @@ class _Level:
         if symbol == "do":
             return _joined([*forward, *([] if step in (None, T) else [_later(step, T)])])
         if symbol in ("dh", "da"):
-            own = ["dL/dh"] if symbol == "da" and step == T else []
+            own = ["dL/dh"] if symbol == "da" and step == T and through_time else []
             return _joined([*(upstream or forward), *own, *([] if step in (None, T) else [_later(step, T)])])
         return _joined([*upstream, "dL/dh", "dL/da"]) if through_time else ""
 
@@ -392,11 +405,12 @@ class _Level:
             right = truth(alone)
             answer = self.candidate.ask(self.level, alone, self.dtype)
             seen = localisation.see(answer, alone, right, self.convention)
-            if "da" not in seen.values:
+            name = "da" if "da" in seen.values else "dx"  # dx_t has what comes of the loss at step t, too
+            if name not in seen.values or seen.values[name].shape != right[name].shape:
                 rows.append((None,) * T)
                 continue
             limit = localisation.READ_OFF[answer.single]
-            errors = localisation.step_errors(seen.values["da"], right["da"])
+            errors = localisation.step_errors(seen.values[name], right[name])
             rows.append(tuple(None if t > s else 0.0 if e <= limit else e for t, e in enumerate(errors)))
         return tuple(rows)
 
@@ -435,7 +449,7 @@ class _Level:
             if symbol in exchanged:
                 continue
             if symbol in answer.odd:
-                if not (diagnosis.found and symbol in slots_symbols(explained, slots)):
+                if not (diagnosis.found and symbol in _explained(explained, slots)):
                     found.append(_protocol("S2", f"{name}: {trouble}"))
             else:
                 found.append(_protocol("S1" if trouble.startswith("missing") else "S3", f"{name}: {trouble}"))
@@ -495,6 +509,8 @@ class _Level:
             if place is None:  # by the numbers; asking once more would not give this answer again
                 seen = localisation.see(again, first, self.truths[0], self.convention)
                 place = localisation.first_seen(seen, again, self.wanted[0], self.truths[0], len(first.x))
+                if place is not None and between is not None:  # what arrived is what was given; the states are others
+                    place = replace(place, either=False)
             return LevelReport(
                 self.level,
                 self.calls.functions,
@@ -568,7 +584,7 @@ class _Held:
         self.array = array
 
 
-def slots_symbols(fit: Fit, slots: Mapping[str, Any]) -> set[str]:
+def _explained(fit: Fit, slots: Mapping[str, Any]) -> set[str]:
     """The misshapen results that an explanation covers."""
     return {symbol for symbol in fit.answer.odd if symbol in fit.symbols and fit.agrees(symbol, slots)}
 

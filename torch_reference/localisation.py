@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 
 FORWARD = ("h", "o", "p", "loss", "hT")
 INTERMEDIATES = {"do": "dL/do", "dh": "dL/dh", "da": "dL/da"}
+THROUGH_TIME = ("dU", "dW", "db", "db2", "dx", "dh0")  # what is made of dL/da
 SUMS = ("dV", "dc", "dU", "dW", "db", "db2")
 READ_OFF = {False: 1e-6, True: 2e-2}  # how far a row that was read off a sum may be from what it is compared with
 
@@ -36,11 +37,15 @@ class Place:
         symbol: "h", "dh", "dW", …
         step: The step.
         seen: Whether the quantity was returned; False: inferred.
+        either: dL/dh and dL/da cannot be told apart here: one of the two it is.
+        any: Nor can what is summed be told from the sum.
     """
 
     symbol: str
     step: int | None
     seen: bool = True
+    either: bool = False
+    any: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,6 @@ class Seen:
     Attributes:
         values: By symbol, (T, N, ·), returned or read off; only those that can be trusted.
         read_off: The symbols of those that were read off sums.
-        sums_wrong: Gradients that are wrong though what they sum is right.
     """
 
     values: dict[str, Array]
@@ -172,14 +176,18 @@ def state_witnesses(
 
 
 def _state_errors(answer: Answer, problem: Problem, truth: Mapping[str, Array], convention: Convention) -> Array | None:
-    """Choose among the witnesses: one that is right; two that agree; one that agrees with db; the one right longest."""
+    """Choose among the witnesses: one that is right, two that agree, or one that agrees with db; else there is none."""
     witnesses = state_witnesses(answer, problem, truth, convention)
     near = READ_OFF[answer.single]
+    if "dx" in witnesses and "db" in answer.values and relative_error(witnesses["dx"], truth["da"]) > near:
+        total = witnesses["dx"].sum((0, 1)) / _scale(convention, problem)
+        if relative_error(answer.values["db"], total) <= near:
+            return witnesses["dx"]  # a sum that is right beside these two is right by chance
     for value in witnesses.values():
         if relative_error(value, truth["da"]) <= near:
             return value
     if _sum_is_right(answer, problem, truth, convention) and any(
-        _is_multiple(value, truth["da"], near) for value in witnesses.values()
+        is_multiple(value, truth["da"], near) for value in witnesses.values()
     ):
         return truth["da"]  # what was summed into db is right: the other sums are scaled
     names = list(witnesses)
@@ -193,7 +201,7 @@ def _state_errors(answer: Answer, problem: Problem, truth: Mapping[str, Array], 
                 total = value.sum((0, 1)) / _scale(convention, problem)
                 if relative_error(answer.values[symbol], total) <= near:
                     return value
-    return max(witnesses.values(), key=lambda value: _right_steps(value, truth["da"], near), default=None)
+    return None
 
 
 def _sum_is_right(answer: Answer, problem: Problem, truth: Mapping[str, Array], convention: Convention) -> bool:
@@ -204,15 +212,10 @@ def _sum_is_right(answer: Answer, problem: Problem, truth: Mapping[str, Array], 
     return relative_error(db * _scale(convention, problem), truth["db"]) <= TOLERANCE[answer.single]
 
 
-def _is_multiple(value: Array, right: Array, tolerance: float) -> bool:
+def is_multiple(value: Array, right: Array, tolerance: float) -> bool:
+    """Whether an array is a number times another one."""
     factor = float((value * right).sum() / max(float((right * right).sum()), 1e-300))
     return relative_error(value, factor * right) <= tolerance
-
-
-def _right_steps(value: Array, right: Array, tolerance: float) -> int:
-    """How many steps are right, counted from the last backwards."""
-    wrong = _wrong_steps(value, right, tolerance)
-    return len(right) - 1 - wrong[-1] if wrong else len(right)
 
 
 def _output_errors(
@@ -259,10 +262,26 @@ def first_seen(
         if place.symbol == "da" and "dh" not in returned and place.step is not None and place.step < T - 1:
             # the activation's derivative was right one step later: what arrived is at fault
             return Place("dh", place.step, False)
-        return Place(place.symbol, place.step, not inferred)
+        unsure = inferred and place.symbol == "da" and "dh" not in returned
+        return Place(place.symbol, place.step, not inferred, either=unsure)
+    if "da" not in seen.values and (steps := _wrong_inputs(answer, wanted, tolerance)):
+        return Place("da", steps[-1], False, either=True)
     rest = {name: answer.values[name] for name in (*SUMS, "dx", "dh0") if name in answer.values}
     rest |= {name: answer.odd[name] for name in (*SUMS, "dx", "dh0") if name in answer.odd}
-    return first_difference(rest, wanted, tolerance, T)
+    place = first_difference(rest, wanted, tolerance, T)
+    if place is not None and place.symbol in THROUGH_TIME and "da" not in seen.values:
+        return replace(place, any=place.symbol in answer.values)
+    return place
+
+
+def _wrong_inputs(answer: Answer, wanted: Mapping[str, Array], tolerance: float) -> list[int]:
+    """The steps at which dx is wrong, if the parameters' gradients are wrong with it."""
+    sums = [name for name in ("dU", "dW", "db") if name in answer.values]
+    if "dx" not in answer.values or not sums:
+        return []
+    if not all(_differs(answer.values[name], wanted[name], tolerance) for name in sums):
+        return []
+    return _wrong_steps(answer.values["dx"], wanted["dx"], tolerance)
 
 
 def is_parameter(symbol: str) -> bool:

@@ -1,7 +1,7 @@
 """The mistakes that people make in back-propagation through time, as data: an id, words, and the wrong way to compute.
 
 A mistake exchanges parts of `workings.py`. What it says never contains the right formula: `cause` names what is wrong,
-`hint` asks where to look, with the equation of docs/derivation.md. M01 to M48 have the numbers of docs/coursework.md.
+`hint` asks where to look, with the equation of docs/derivation.md. The numbers are those of docs/coursework.md.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 HINTS = ("verdict", "where", "cause", "values")  # each tells what those before it tell, and more
-VERDICTS = ("right", "wrong", "unusable")
 
 
 @dataclass(frozen=True)

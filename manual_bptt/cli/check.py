@@ -56,7 +56,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--level", choices=LEVELS, help="default: all that the homework has")
     parser.add_argument("--seed", type=_whole(0), default=0, metavar="S", help="draws the problems (default: 0)")
     for name, letter in SIZES.items():
-        parser.add_argument(f"--{name}", type=_whole(1), metavar=letter, help="default: what shows every mistake")
+        parser.add_argument(
+            f"--{name}", type=_whole(1), metavar=letter, help="at most 64 (default: what shows every mistake)"
+        )
     parser.add_argument("--dtype", choices=("float64", "float32"), default="float64", help="default: float64")
     parser.add_argument(
         "--hints", choices=HINTS, default="cause", help="how much to tell; each tells more (default: cause)"
