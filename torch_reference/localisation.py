@@ -179,7 +179,8 @@ def _state_errors(answer: Answer, problem: Problem, truth: Mapping[str, Array], 
     """Choose among the witnesses: one that is right, two that agree, or one that agrees with db; else there is none."""
     witnesses = state_witnesses(answer, problem, truth, convention)
     near = READ_OFF[answer.single]
-    if "dx" in witnesses and "db" in answer.values and relative_error(witnesses["dx"], truth["da"]) > near:
+    wrong_sum = "db" in answer.values and not _sum_is_right(answer, problem, truth, convention)
+    if wrong_sum and "dx" in witnesses and relative_error(witnesses["dx"], truth["da"]) > near:
         total = witnesses["dx"].sum((0, 1)) / _scale(convention, problem)
         if relative_error(answer.values["db"], total) <= near:
             return witnesses["dx"]  # a sum that is right beside these two is right by chance
