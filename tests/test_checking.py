@@ -909,7 +909,11 @@ def test_what_hardly_changes_anything_is_listed_with_how_little() -> None:
 def test_a_standard_problem_shows_everything() -> None:
     for name in ("cs231n", "goodfellow"):
         assert main(check(course(name), name, level="network")).blind == ()
-    assert {id_ for id_, _, _ in main(check(course("kth"), "kth")).blind} == {"M12", "M13"}  # it returns no dh0
+    assert {id_ for id_, _, _ in main(check(course("kth"), "kth")).blind} == {
+        "M12",
+        "M13",
+        "M17",
+    }  # it returns neither dh0 nor dx
 
 
 def test_factors_that_cannot_be_told_apart_are_said() -> None:

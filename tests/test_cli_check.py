@@ -23,6 +23,7 @@ from homework_files import FOLDER, homework
 from manual_bptt.cli import check as command
 from manual_bptt.cli import main
 from torch_reference import course_problems
+from torch_reference.conventions import CONVENTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = homework("cs231n").text
@@ -147,7 +148,7 @@ def test_every_option_arrives(asked: list[Seen]) -> None:
     )
     assert check("right.py", *options.split()) == 2
     [seen] = asked
-    assert (seen.candidate, seen.convention) == ("right.py", "d2l")
+    assert (seen.candidate, seen.convention) == ("right.py", CONVENTIONS["d2l"])
     assert seen.options == {
         "level": "network",
         "seed": 7,
@@ -192,7 +193,7 @@ def test_functions_by_name(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("right.py", "--convention", "stanford"), "expected convention to be one of goodfellow, torch, cs231n"),
+        (("right.py", "--convention", "stanford"), "expected --convention to be one of goodfellow, torch, cs231n"),
         (("right.py", "--convention", "coursera", "--level", "network"), "expected level to be one of step, sequence"),
         (("right.py:f,g",), "expected a convention for f, g; there are goodfellow"),
         (("right.py:f,g,h", "--convention", "kth"), "expected as many functions as a level of kth has, got 3"),
@@ -201,10 +202,16 @@ def test_functions_by_name(capsys: pytest.CaptureFixture[str]) -> None:
         (("right.py", "--csv", "t.csv"), "expected --csv and --file with a folder of submissions, got 'right.py'"),
         (("right.py", "--file", "t.py"), "expected --csv and --file with a folder of submissions, got 'right.py'"),
         (("right.py", "--png", "p.png", "--hints", "verdict"), "expected --hints of where or more with --png"),
-        ((".", "--png", "p.png"), "expected --html and --png with one homework, got several"),
-        ((".", "--html", "p.html"), "expected --html and --png with one homework, got several"),
-        (("manual_bptt", "--html", "p.html"), "expected --html and --png with one homework, got several"),
-        (("manual_bptt", "--convention", "mine"), "expected convention to be one of"),
+        ((".", "--png", "p.png"), "expected --png with one homework, got several"),
+        (("manual_bptt", "--png", "p.png"), "expected --png with one homework, got several"),
+        ((".", "--html", "right.py"), "expected right.py to be a folder for the pages, but it is a file"),
+        (("manual_bptt", "--convention", "mine"), "expected --convention to be one of"),
+        (("right.py", "--convention", "mine.py"), "expected mine.py to be a file with a Convention, but there is none"),
+        (
+            ("right.py", "--convention", "step.py"),
+            "expected one Convention in step.py, or its name after a colon",
+        ),
+        (("right.py", "--convention", "step.py:ours"), "expected a Convention named ours in step.py, got none"),
         (("right.py", "--json", "no/where.json"), "expected no/where.json to lie in a folder that exists"),
         (("right.py", "--html", "."), "to be a file, but it is a folder"),
         (("right.py", "--png", "/dev/null"), "but it is a device"),

@@ -697,7 +697,12 @@ def test_results_that_cannot_be_taken_apart_are_said(change: Callable[[tuple[Arr
 @pytest.mark.parametrize(
     ("forward", "verdict", "said"),
     [
-        (lambda *a: CS231N.rnn_forward(*a)[0], "unusable", "item 1 of it is needed"),
+        (
+            lambda *a: CS231N.rnn_forward(*a)[0],
+            "unusable",
+            "expected rnn_forward to return h, cache: "
+            "rnn_forward returned one numpy.ndarray; the next call needs value 2 of it",
+        ),
         (lambda *a: (None, CS231N.rnn_forward(*a)[1]), "wrong", "S3"),
         (lambda *a: (CS231N.rnn_forward(*a)[0] * np.nan, CS231N.rnn_forward(*a)[1]), "wrong", "S4"),
         (lambda *a: None, "unusable", "None"),

@@ -76,6 +76,8 @@ EXPECTED: dict[str, Place] = {
     "M14": ("dU", None),
     "M15": ("dh", -1),  # something flows into the last step
     "M15-h0": ("h", 1),
+    "M16": ("dh", -1),
+    "M17": ("dx", -1),
     "M20": ("da", -1),
     "M21": ("da", -1),
     "M22": ("da", -1),
@@ -104,6 +106,7 @@ EXPECTED: dict[str, Place] = {
     "M45": ("dV", None),  # of a sequence: dU
     "M46": ("loss", None),
     "M47-loss": ("loss", None),
+    "M50": ("h", 1),
     "M48": ("dU", None),  # dU is large on purpose; dV need not reach the bound
     "P2": ("dV", None),  # of a sequence: dU
     "P3": ("h", 1),
@@ -167,8 +170,8 @@ ALIASES = {
     ("torch", "M10-k0"): "M01",  # a window that reaches no step further back
 }
 CATALOGUE = (
-    *(1, 2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 26, 30, 31, 32, 33, 35, 36, 39),
-    *(40, 41, 43, 44, 45, 46, 47, 48),
+    *(1, 2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 20, 21, 22, 23, 24, 26, 30, 31, 32, 33, 35, 36, 39),
+    *(40, 41, 43, 44, 45, 46, 47, 48, 50),
 )
 PROTOCOL = range(1, 9)
 
@@ -394,6 +397,7 @@ SHOWN_LATER: dict[tuple[str, str], Place] = {
 }
 # Mistakes beyond the courses' list that the catalogue has: these are named, and rightly.
 LISTED = {
+    ("torch", "loss-of-step-before"): "M16",
     ("goodfellow", "bias-twice"): "M50",
     ("goodfellow", "loss-in-bits"): "M46",
     ("cmu", "log2"): "M46",

@@ -456,11 +456,11 @@ def test_summary_rows_have_the_same_columns_and_one_line_each():
     rows = [summary_row(r) for r in (report(), report(RIGHT), report(UNUSABLE), report(levels=(), trouble="a\nb"))]
     assert len({tuple(row) for row in rows}) == 1
     assert [row["verdict"] for row in rows] == ["wrong", "right", "unusable", "unusable"]
-    assert rows[2]["trouble"] == "rnn_forward stopped in line 12: h = x @ W ValueError: shapes"
+    assert rows[2]["trouble"] == "rnn_forward stopped in line 12: h = x @ W; ValueError: shapes"
     assert rows[3] | {"file": ""} == dict.fromkeys(rows[3], "") | {
         "verdict": "unusable",
         "convention": "cs231n",
-        "trouble": "a b",
+        "trouble": "a; b",
     }
     table = io.StringIO()
     writer = csv.DictWriter(table, rows[0])

@@ -13,6 +13,7 @@ import importlib.util
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -210,6 +211,14 @@ def children() -> list[str]:
 
 def is_child_script(pid: str) -> bool:
     return b"child.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C interrupt, which a job in the background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -586,11 +595,11 @@ def test_what_all_calls_return_is_limited(wrong):
 @pytest.mark.parametrize(
     ("function", "item", "kind", "fragment"),
     [
-        ("none", 0, "none", "none returned None (is there a return statement?); item 0 of it is needed"),
-        ("pair", 2, "return", "pair returned a tuple of 2; item 2 of it is needed"),
-        ("pair", "dx", "return", "pair returned a tuple of 2; key 'dx' of it is needed"),
-        ("single", 0, "return", "single returned one numpy.ndarray; item 0"),
-        ("named", "dh0", "return", "named returned a dict with the keys dx; key 'dh0' of it is needed"),
+        ("none", 0, "none", "none returned None (is there a return statement?); the next call needs value 1 of it"),
+        ("pair", 2, "return", "pair returned a tuple of 2; the next call needs value 3 of it"),
+        ("pair", "dx", "return", "pair returned a tuple of 2; the next call needs key 'dx' of it"),
+        ("single", 0, "return", "single returned one numpy.ndarray; the next call needs value 1"),
+        ("named", "dh0", "return", "named returned a dict with the keys dx; the next call needs key 'dh0' of it"),
     ],
 )
 def test_a_part_that_was_not_returned(wrong, function, item, kind, fragment):
@@ -944,7 +953,7 @@ def test_a_child_ends_with_the_one_who_runs_it(tmp_path):
 
 
 @linux
-def test_the_users_interrupt_ends_the_child(homework):
+def test_the_users_interrupt_ends_the_child(homework, interruptible):
     runner = homework("import os, time\ndef f(): time.sleep(60)\ndef g(): return os.getpid()")
     pid = result(runner, "g")
     timer = threading.Timer(0.2, _thread.interrupt_main)

@@ -6,7 +6,7 @@ Nothing is judged here. T steps, N batch rows, D inputs, H hidden units, K outpu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch_reference.conventions import (
     from_course,
     to_course,
 )
-from torch_reference.course_problems import Problem
+from torch_reference.course_problems import TOLERANCE, Problem
 from torch_reference.running import Runner
 
 Array = npt.NDArray[Any]
@@ -48,6 +48,7 @@ class Answer:
         changed: Arguments that were changed in place.
         single: Whether it computed in float32, or less, by the dtype of what it returned.
         rounded: Whether its numbers are such that float32 holds them.
+        allowed: By symbol, how far off each may be, relative to its largest entry; of others, see `tolerance`.
     """
 
     values: dict[str, Array]
@@ -57,6 +58,11 @@ class Answer:
     changed: tuple[str, ...]
     single: bool
     rounded: bool
+    allowed: Mapping[str, float] = field(default_factory=dict)
+
+    def tolerance(self, symbol: str | None = None) -> float:
+        """How far off a quantity may be, relative to its largest entry."""
+        return self.allowed.get(symbol or "", TOLERANCE[self.single])
 
 
 @dataclass(frozen=True)
@@ -101,9 +107,9 @@ class Candidate:
         calls = self.ways[level]
         program = _program(self, calls, problem, dtype)
         if between is None or calls.gradient is None or calls.owner is not None:
-            return _answer(self.convention, calls, problem, program, self.runner.run(program))
+            return _answer(self.convention, calls, problem, program, self._run(calls, program))
         other = _program(self, calls, between, dtype).calls[0]
-        outcome = self.runner.run(replace(program, calls=(program.calls[0], other, program.calls[1])))
+        outcome = self._run(calls, replace(program, calls=(program.calls[0], other, program.calls[1])))
         outcome = replace(
             outcome,
             results=(outcome.results[0], outcome.results[2]),
@@ -120,8 +126,18 @@ class Candidate:
         calls = self.ways[level]
         alone = replace(calls, gradient=None, autograd=False, read=())
         program = _program(self, alone, problem, np.float64)
-        values = _answer(self.convention, alone, problem, program, self.runner.run(program)).values
+        values = _answer(self.convention, alone, problem, program, self._run(alone, program)).values
         return {symbol: value for symbol, value in values.items() if not symbol.startswith("d")}
+
+    def _run(self, calls: Calls, program: Program) -> Outcome:
+        """Run a program; where a call returned what the next one cannot use, say what was expected of it."""
+        try:
+            return self.runner.run(program)
+        except Failure as failure:
+            expected = next((each for each in calls.signatures if each.function == failure.function), None)
+            if failure.kind in ("none", "return") and expected is not None:
+                failure.message = f"expected {expected.function} to return {expected.results}: {failure.message}"
+            raise
 
 
 def namespace_of(candidate: Any, convention: Convention | None, level: str | None) -> dict[str, Any] | ModuleType:
@@ -218,6 +234,24 @@ def fitting(signatures: Signatures) -> list[Convention]:
     scores = {convention.name: _score(convention, signatures) for convention in CONVENTIONS.values()}
     best = max(scores.values())
     return [CONVENTIONS[name] for name, score in scores.items() if score == best > 0]
+
+
+def beside(candidate: Candidate) -> list[str]:
+    """List calls of other conventions that a homework has and that are not looked at: "lossFun (karpathy)"."""
+    signatures = candidate.runner.signatures()
+    looked_at = {function for calls in candidate.ways.values() for function in calls.functions}
+    found = []
+    for convention in CONVENTIONS.values():
+        functions = [
+            function
+            for level in convention.levels
+            for calls in convention.ways(level)
+            if signatures.keys() >= {*calls.functions} and not looked_at & {*calls.functions}
+            for function in calls.functions
+        ]
+        if functions and convention.name != candidate.convention.name:
+            found.append(f"{', '.join(dict.fromkeys(functions))} ({convention.name})")
+    return found
 
 
 def _score(convention: Convention, signatures: Signatures) -> int:

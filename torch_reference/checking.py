@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from torch_reference import rendering
-from torch_reference.candidates import find_candidate, fitting, namespace_of
+from torch_reference.candidates import beside, find_candidate, fitting, namespace_of
 from torch_reference.child import Failure
 from torch_reference.conventions import CONVENTIONS, LEVELS, Calls, Convention, find_convention
 from torch_reference.course_problems import Problem, Sizes
@@ -71,7 +71,7 @@ def check(
         time: Instead of the convention's: "sum", "mean", "last".
         batch: Instead of the convention's: "sum", "mean".
         parameter_gradients: Instead of the convention's: "sum", "mean".
-        clip: Instead of the convention's.
+        clip: Instead of the convention's; the last of the levels looked at clips, not those that it calls.
         seconds: How long loading a file may take, and each call.
         memory: Bytes that a file may use.
 
@@ -236,7 +236,11 @@ def _check_runner(
         notes.append(f"convention recognised by its functions: {candidate.convention.name}")
         if alike:
             notes.append(f"{', '.join(alike)} has the same functions: name the convention if that is meant")
-    candidate = replace(candidate, convention=candidate.convention.changed(**options))
-    levels = tuple(judge(candidate, level, settings) for level in candidate.ways)
-    used = candidate.convention
+        if others := beside(candidate):
+            notes.append(f"not looked at: {'; '.join(others)}: name the convention if that is meant")
+    used = candidate.convention.changed(**options)
+    inner = replace(candidate, convention=replace(used, clip=None))  # what the last level calls does not clip
+    last = replace(candidate, convention=used)
+    *called, outermost = candidate.ways
+    levels = (*(judge(inner, level, settings) for level in called), judge(last, outermost, settings))
     return Report(name, used.name, used.title, levels, "", tuple(notes), settings.seed, settings.hints)

@@ -605,8 +605,8 @@ class _Execution:
         whole, name = self.returned[reference.call], self.program.calls[reference.call].function
         if reference.item is None:
             return whole
-        kind = "key" if isinstance(reference.item, str) else "item"
-        wanted = f"{kind} {reference.item!r} of it is needed"
+        part = f"key {reference.item!r}" if isinstance(reference.item, str) else f"value {reference.item + 1}"
+        wanted = f"the next call needs {part} of it"
         if whole is None:
             raise Failure("none", f"{name} returned None (is there a return statement?); {wanted}", name)
         if not isinstance(whole, dict if isinstance(reference.item, str) else dict | tuple | list):

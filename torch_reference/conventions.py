@@ -74,6 +74,11 @@ class Signature:
         """Write the call as a course would."""
         return f"{self.function}({_shown(self.takes)})"
 
+    @property
+    def results(self) -> str:
+        """What it returns, as a course would write it."""
+        return _shown(self.returns)
+
 
 def _slots(text: str) -> tuple[Slot, ...]:
     found = re.findall(r"(\w*)\s*\{([^}]*)\}|(\w+)", text)
@@ -136,7 +141,8 @@ class Convention:
         time: How the loss weighs steps: "sum", "mean" or "last".
         batch: How it weighs sequences: "sum" or "mean".
         parameter_gradients: "sum" over the batch, or "mean": those of the parameters alone are divided by N.
-        clip: Every gradient is clipped to [-clip, clip]; None: not clipped.
+        clip: Every gradient is clipped to [-clip, clip], by the last level that a homework has and not by those that
+            it calls; None: not clipped.
         arrays: "numpy" or "torch".
     """
 

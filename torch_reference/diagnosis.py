@@ -22,7 +22,6 @@ from torch_reference.workings import FORWARD_QUANTITIES, Workings
 
 Array = npt.NDArray[Any]
 
-TOLERANCE = {False: 1e-9, True: 100 * float(np.finfo(np.float32).eps)}  # by whether float32 was computed with
 # what the second says is a longer way of saying the first, where the two have the same numbers: nothing but parameters
 # is returned; every sum and the carry are made with dL/dh
 SAME_NUMBERS = (
@@ -79,7 +78,6 @@ class Fit:
         self.calls = calls
         self.workings = Workings(asked.problem, convention)
         self.answer = asked.answer
-        self.tolerance = TOLERANCE[asked.answer.single]
         self._kept: dict[Hashable, bool] = {}
         self.symbols = [
             symbol
@@ -101,21 +99,20 @@ class Fit:
         return self._kept[key]
 
     def _compare(self, symbol: str, wanted: Array) -> bool:
+        tolerance = self.answer.tolerance(symbol)
         if symbol in self.answer.values:
             got = self.answer.values[symbol]
             if wanted.ndim == 0 and got.ndim > 0:
                 wanted = np.broadcast_to(wanted, got.shape)
-            return got.shape == wanted.shape and _same(got, wanted, self.tolerance)
+            return got.shape == wanted.shape and _same(got, wanted, tolerance)
         got = self.answer.odd[symbol].squeeze()
         if wanted.shape == self.workings.value(symbol, {}).shape:  # then but axes of length one are amiss
             name = self.answer.names.get(symbol) or self.convention.name_of(symbol, self.calls)
             layout = self.convention.layout(name, self.calls)
             turned = wanted if layout is None else to_course(wanted, *layout)
-            return _same_shaped(got, turned.squeeze(), self.tolerance)
+            return _same_shaped(got, turned.squeeze(), tolerance)
         wanted = wanted.squeeze()
-        return any(
-            _same_shaped(got, wanted.transpose(order), self.tolerance) for order in permutations(range(wanted.ndim))
-        )
+        return any(_same_shaped(got, wanted.transpose(order), tolerance) for order in permutations(range(wanted.ndim)))
 
 
 # cheap ones, and those that depend on little, first
@@ -197,7 +194,7 @@ def _fits_too(combination: tuple[Plant, ...], known: Mapping[tuple[Any, ...], Pl
 
 def common_factor(answer: Answer, wanted: Mapping[str, Array]) -> float | None:
     """Return r where every gradient is r times what it should be, to rounding; None if there is no such r."""
-    ratios = []
+    ratios, loosest = [], max(map(answer.tolerance, answer.names), default=answer.tolerance())
     for symbol in answer.names:
         if symbol not in answer.values or not np.abs(wanted[symbol]).max(initial=0.0) > 0:
             return None
@@ -205,10 +202,10 @@ def common_factor(answer: Answer, wanted: Mapping[str, Array]) -> float | None:
         if not np.isfinite(got).all():
             return None
         ratio = float((got * true).sum() / (true * true).sum())
-        if relative_error(got, ratio * true) > TOLERANCE[answer.single] * max(1.0, abs(ratio)):
+        if relative_error(got, ratio * true) > answer.tolerance(symbol):
             return None
         ratios.append(ratio)
-    if not ratios or max(ratios) - min(ratios) > TOLERANCE[answer.single] * max(map(abs, ratios)):
+    if not ratios or max(ratios) - min(ratios) > loosest * max(map(abs, ratios)):
         return None
     return float(np.mean(ratios))
 

@@ -19,20 +19,20 @@ from torch_reference.candidates import Answer, Candidate
 from torch_reference.child import Failure
 from torch_reference.conventions import to_course
 from torch_reference.course_problems import (
+    TOLERANCE,
     Problem,
     Sizes,
+    allowed_in_float32,
     asked_for,
     check_problem,
     kind_of,
     longer,
     posed,
-    rounding_errors,
     standard_sizes,
     truth,
     witnessed_truth,
 )
 from torch_reference.diagnosis import (
-    TOLERANCE,
     Asked,
     Diagnosis,
     Fit,
@@ -48,9 +48,7 @@ from torch_reference.workings import Workings
 
 Array = npt.NDArray[Any]
 
-FORWARD_NAMES = {"h": "h", "o": "o", "p": "p", "loss": "loss"}
-
-LENIENT = 1e-3  # the most that float32 may be off by
+FORWARD = ("h", "o", "p", "loss")
 
 # what goes wrong between calls, or with what is returned; the numbers are those of docs/coursework.md
 PROTOCOL = {
@@ -148,10 +146,9 @@ class _Level:
         self.calls = candidate.ways[level]
         self.dtype: npt.DTypeLike = np.dtype(settings.dtype)
         kind = kind_of(self.convention, level, candidate.takes_mask(level))
-        if settings.problem is not None:
-            check_problem(settings.problem, self.convention)
         self.standard, _ = posed(kind, settings.seed, standard_sizes(kind), False, settings.dtype)
         if settings.problem is not None:
+            check_problem(settings.problem, self.convention)
             problem = settings.problem.rounded(settings.dtype)
             posing = [(problem, witnessed_truth(problem))]
         else:
@@ -169,13 +166,13 @@ class _Level:
         ]
         self.usual = settings.problem is None and settings.sizes is None
         self.notes: list[str] = []
-        self.roundings: dict[int, dict[str, float]] = {}
         self._single = False  # whether anything came out of float32 so far
 
     def report(self) -> LevelReport:
         """Ask, judge, and where something is wrong, locate and explain it."""
         answers = [self._ask(0)]
-        if not self._is_wrong(answers[0], 0):
+        wrong = self._is_wrong(answers[0], 0)
+        if not wrong:
             if (kept := self._asked_again()) is not None:
                 return kept
             if answers[0].changed:
@@ -184,11 +181,13 @@ class _Level:
             answers += [self._ask(index) for index in range(1, len(self.problems))]
         except Failure as failure:
             sizes = ", ".join(f"{name}={size}" for name, size in self._shown_sizes(1).items())
-            message = f"{failure.message}\nThe first calls went well; this was one with other sizes: {sizes}"
-            raise Failure(failure.kind, message, failure.function) from None
+            if not wrong:
+                message = f"{failure.message}\nThe first calls went well; this was one with other sizes: {sizes}"
+                raise Failure(failure.kind, message, failure.function) from None
+            self.notes.append(f"it could not be run on a second problem, with {sizes}: {failure.message}")
         if answers[0].single:
-            self.notes.append("computed in float32 (or less): judged by 100 times its precision, the truth is float64")
-        asked = [Asked(problem, answer) for problem, answer in zip(self.problems, answers, strict=True)]
+            self.notes.append("computed in float32 (or less), and judged by what float32 can do; the truth is float64")
+        asked = [Asked(self.problems[index], answer) for index, answer in enumerate(answers)]
         for index, answer in enumerate(answers):
             if self._is_wrong(answer, index):
                 order = [index, *(other for other in range(len(asked)) if other != index)]
@@ -204,31 +203,22 @@ class _Level:
         )
 
     def _ask(self, index: int, between: Problem | None = None) -> Answer:
-        answer = self.candidate.ask(self.level, self.problems[index], self.dtype, between)
-        h = self.truths[index]["h"]
-        plain = bool((h == h.astype(np.float32)).all())  # numbers that float32 can hold anyway
+        return self._ask_about(self.problems[index], self.truths[index], between)
+
+    def _ask_about(self, problem: Problem, right: Mapping[str, Array], between: Problem | None = None) -> Answer:
+        answer = self.candidate.ask(self.level, problem, self.dtype, between)
+        plain = bool((right["h"] == right["h"].astype(np.float32)).all())  # numbers that float32 can hold anyway
         self._single = self._single or answer.single or (answer.rounded and not plain)
-        return replace(answer, single=self._single)
+        return replace(answer, single=self._single, allowed=allowed_in_float32(problem, right) if self._single else {})
 
     def _shown_sizes(self, index: int = 0) -> dict[str, int]:
         return dict(self.problems[index].sizes._asdict())
-
-    def _tolerance(self, answer: Answer) -> float:
-        return TOLERANCE[answer.single]
 
     def _symbol_is_right(self, symbol: str, answer: Answer, index: int) -> bool:
         if symbol in answer.troubles or symbol not in answer.values:
             return False
         wanted = self.wanted[index][symbol]
-        return relative_error(answer.values[symbol], wanted) <= self._allowed(symbol, answer, index)
-
-    def _allowed(self, symbol: str, answer: Answer, index: int) -> float:
-        """How far off a quantity may be; in float32 also what the plain loop is off by, where large terms cancel."""
-        if not answer.single:
-            return TOLERANCE[False]
-        if index not in self.roundings:
-            self.roundings[index] = rounding_errors(self.problems[index], self.truths[index])
-        return max(TOLERANCE[True], min(LENIENT, 30 * self.roundings[index].get(symbol, 0.0)))
+        return relative_error(answer.values[symbol], wanted) <= answer.tolerance(symbol)
 
     def _is_wrong(self, answer: Answer, index: int) -> bool:
         looked_at = [*answer.names, *answer.troubles, *answer.values]
@@ -252,13 +242,12 @@ class _Level:
             value if symbol == "dh0" and self.convention.shared_h0 else to_course(value, symbol, layout[1])
             for value in (got, wanted)
         )
-        with np.errstate(invalid="ignore"):
-            difference = np.abs(own_got - own_wanted)
+        difference = np.abs(own_got - own_wanted)
         difference[~np.isfinite(own_got)] = np.inf
         worst = tuple(int(each) for each in np.unravel_index(int(difference.argmax()), difference.shape))
         step = None
         if symbol == "dx" and not ok:
-            limit = self._allowed(symbol, answer, index)
+            limit = answer.tolerance(symbol)
             wrong = [t for t, each in enumerate(localisation.step_errors(got, wanted)) if not each <= limit]
             step = wrong[-1] + 1 if wrong else None
         return GradientReport(
@@ -287,10 +276,10 @@ class _Level:
         findings += self._malformed(answer, asked, diagnosis)
         if answer.changed:
             findings.append(self._changed(answer))
-        place = self._place(asked[0], index, diagnosis)
+        seen = localisation.see(answer, problem, self.truths[index], self.convention)
+        place = self._place(asked[0], seen, index, diagnosis)
         if place is None and answer.troubles:
             place = Place(next(iter(answer.troubles)), None)
-        seen = localisation.see(answer, problem, self.truths[index], self.convention)
         return LevelReport(
             self.level,
             self.calls.functions,
@@ -299,16 +288,15 @@ class _Level:
             self._first_wrong(place, answer, index, bool(diagnosis.found) or "da" in seen.values),
             tuple(findings),
             tuple(possible),
-            self._over_time(seen, index),
+            self._over_time(seen, answer, index),
             self._lags(index),
             (*self.notes, *self._factor(answer, index, diagnosis), *self._ambiguous(index)),
             () if self.usual else self._blind(asked[0]),
             self._shown_sizes(index),
         )
 
-    def _place(self, asked: Asked, index: int, diagnosis: Diagnosis) -> Place | None:
+    def _place(self, asked: Asked, seen: localisation.Seen, index: int, diagnosis: Diagnosis) -> Place | None:
         right, wanted = self.truths[index], self.wanted[index]
-        seen = localisation.see(asked.answer, asked.problem, right, self.convention)
         by_numbers = localisation.first_seen(seen, asked.answer, wanted, right, len(asked.problem.x))
         if not diagnosis.explanations or diagnosis.forward_alone:
             return self._what_arrived(by_numbers, asked, index)
@@ -328,11 +316,11 @@ class _Level:
         problem, T = asked.problem, len(asked.problem.x)
         if place is None or not place.either or place.step != T - 1 or problem.upstream is None:
             return place
-        other = replace(problem, x=problem.x[:, ::-1] if problem.tokens else -problem.x, h0=-problem.h0)
+        other = _with_other_states(problem)
         turned = replace(problem, upstream=problem.upstream[:, :, ::-1].copy())
         arrived = []
         for each, right in ((problem, self.truths[index]), (other, truth(other)), (turned, truth(turned))):
-            answer = self.candidate.ask(self.level, each, self.dtype)
+            answer = self._ask_about(each, right)
             seen = localisation.see(answer, each, right, self.convention)
             if "da" not in seen.values or each.upstream is None:
                 return place
@@ -353,9 +341,8 @@ class _Level:
         if place is None:
             return None
         symbol, step = place.symbol, None if place.step is None else place.step + 1
-        quantity = FORWARD_NAMES.get(symbol) or localisation.INTERMEDIATES.get(symbol) or answer.names.get(symbol)
-        if quantity is None:
-            quantity = self.convention.name_of(symbol, self.calls)
+        names = answer.names | {name: name for name in FORWARD} | localisation.INTERMEDIATES
+        quantity = names.get(symbol) or self.convention.name_of(symbol, self.calls)
         if place.either:
             quantity = "dL/dh or dL/da"
         if place.any:
@@ -366,8 +353,8 @@ class _Level:
 
     def _before(self, symbol: str, step: int | None, T: int, answer: Answer, through_time: bool) -> str:
         """Say what comes before a quantity in the order of judgement, and is right."""
-        forward = [name for name in ("h", "o", "p", "loss") if name in answer.values]
-        if symbol in FORWARD_NAMES:
+        forward = [name for name in FORWARD if name in answer.values]
+        if symbol in FORWARD:
             earlier = forward[: forward.index(symbol)] if symbol in forward else []
             until = [] if step in (None, 1) else [f"t=1 to {step - 1}" if step and step > 2 else "t=1"]
             return _joined([*earlier, *until])
@@ -379,16 +366,17 @@ class _Level:
             return _joined([*(upstream or forward), *own, *([] if step in (None, T) else [_later(step, T)])])
         return _joined([*upstream, "dL/dh", "dL/da"]) if through_time else ""
 
-    def _over_time(self, seen: localisation.Seen, index: int) -> dict[str, tuple[float | None, ...]]:
+    def _over_time(self, seen: localisation.Seen, answer: Answer, index: int) -> dict[str, tuple[float | None, ...]]:
         rows: dict[str, tuple[float | None, ...]] = {}
         rights = {**self.truths[index], "dx": self.wanted[index].get("dx")}
         for symbol in ("h", "o", "p", "do", "dh", "da", "dx"):
             right = rights.get(symbol)
             if symbol in seen.values and right is not None and seen.values[symbol].shape == right.shape:
                 errors = localisation.step_errors(seen.values[symbol], right)
-                limits = localisation.READ_OFF if symbol in seen.read_off else TOLERANCE
+                read_off = symbol in seen.read_off
+                limit = localisation.READ_OFF[answer.single] if read_off else answer.tolerance(symbol)
                 name = localisation.INTERMEDIATES.get(symbol) or self.convention.name_of(symbol, self.calls)
-                rows[name] = tuple(0.0 if error <= limits[self._single] else error for error in errors)
+                rows[name] = tuple(0.0 if error <= limit else error for error in errors)
         return rows
 
     def _lags(self, index: int) -> tuple[tuple[float | None, ...], ...]:
@@ -403,7 +391,7 @@ class _Level:
             upstream[s] = problem.upstream[s]
             alone = replace(problem, upstream=upstream)
             right = truth(alone)
-            answer = self.candidate.ask(self.level, alone, self.dtype)
+            answer = self._ask_about(alone, right)
             seen = localisation.see(answer, alone, right, self.convention)
             name = "da" if "da" in seen.values else "dx"  # dx_t has what comes of the loss at step t, too
             if name not in seen.values or seen.values[name].shape != right[name].shape:
@@ -416,7 +404,7 @@ class _Level:
 
     def _factor(self, answer: Answer, index: int, diagnosis: Diagnosis) -> list[str]:
         factor = None if diagnosis.found else common_factor(answer, self.wanted[index])
-        if factor is not None and abs(factor - 1) <= self._tolerance(answer):
+        if factor is not None and abs(factor - 1) <= answer.tolerance():
             return []
         return [] if factor is None else [f"every gradient is {factor:.6g} times the true one"]
 
@@ -497,7 +485,7 @@ class _Level:
     def _asked_again(self) -> LevelReport | None:
         """Ask the same once more, then with another forward pass in between; None if nothing changes."""
         first = self.problems[0]
-        other = replace(first, x=first.x[:, ::-1] if first.tokens else -first.x, h0=-first.h0)
+        other = _with_other_states(first)
         ways = ((None, "the second time the same is asked"), (other, "when another forward pass runs in between"))
         for between, when in ways:
             again = self._ask(0, between)
@@ -530,7 +518,7 @@ class _Level:
         others = [symbol for symbol in answer.values if symbol not in parameters]
         if all(self._symbol_is_right(symbol, answer, 0) for symbol in others) and all(
             symbol in answer.values
-            and relative_error(answer.values[symbol], 2 * wanted[symbol]) <= self._tolerance(answer)
+            and relative_error(answer.values[symbol], 2 * wanted[symbol]) <= answer.tolerance(symbol)
             for symbol in parameters
         ):
             first = next(symbol for symbol in localisation.SUMS if symbol in parameters)
@@ -539,11 +527,11 @@ class _Level:
         later = replace(problem, h0=self.truths[0]["hT"])
         if Fit(Asked(later, answer), self.convention, self.calls).fits({}):
             return "M15", "h_0 is the last state of the call before", None
-        left = _Held(self.truths[0]["dh0"])
+        left, fit = _Held(self.truths[0]["dh0"]), Fit(asked, self.convention, self.calls)
         for dh0 in ("own", "carry"):
             slots = {"initial": left, "dh0": dh0}
-            if Fit(asked, self.convention, self.calls).fits(slots):
-                place = localisation.first_of_formula(Workings(problem, self.convention), slots, answer)
+            if fit.fits(slots):
+                place = localisation.first_of_formula(fit.workings, slots, answer)
                 return "M15", "what flows back into the last step is what the call before left", place
         return "P5", "the second time the same is asked", None
 
@@ -560,14 +548,15 @@ class _Level:
         if any(not _equal(first[name], again) for name, again in self.candidate.states(self.level, problem).items()):
             return [_protocol("P8", "the same call gives other states")]
         ignored = []
+        usual = Workings(problem, self.convention)
         for symbol in ("U", "W", "b", "b2", "V", "c"):
             if symbol not in problem.parameters:
                 continue
             shifted = {**problem.parameters, symbol: problem.parameters[symbol] * 0.5 + 0.1}
             changed = replace(problem, parameters=shifted)
-            visible = Workings(problem, self.convention), Workings(changed, self.convention)
-            if all(_equal(visible[0].value(name, {}), visible[1].value(name, {})) for name in forward):
-                continue
+            other = Workings(changed, self.convention)
+            if all(_equal(usual.value(name, {}), other.value(name, {})) for name in forward):
+                continue  # nothing that is returned depends on it
             found = self.candidate.states(self.level, changed)
             if all(_equal(first[name], found[name]) for name in forward):
                 ignored.append(self.convention.name_of(symbol))
@@ -575,6 +564,11 @@ class _Level:
             return []
         note = f"the result stays the same whatever {_joined(ignored)} hold{'s' * (len(ignored) == 1)}"
         return [_protocol("P8" if len(ignored) > 1 else "P6", note)]
+
+
+def _with_other_states(problem: Problem) -> Problem:
+    """The same weights and upstream gradient on other inputs."""
+    return replace(problem, x=problem.x[:, ::-1] if problem.tokens else -problem.x, h0=-problem.h0)
 
 
 class _Held:

@@ -7,7 +7,7 @@ Order of judgement: h, o, p, loss; dL/do; dL/dh and dL/da from the last step bac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torch_reference.candidates import Answer
 from torch_reference.conventions import PARAMETERS, Convention
 from torch_reference.course_problems import Problem
-from torch_reference.diagnosis import TOLERANCE, relative_error
+from torch_reference.diagnosis import relative_error
 from torch_reference.workings import Workings
 
 Array = npt.NDArray[Any]
@@ -68,28 +68,34 @@ def first_of_formula(workings: Workings, slots: Mapping[str, Any], answer: Answe
     values = {
         name: wrong[name] for name in wrong if name in answer.values or name in answer.odd or name in INTERMEDIATES
     }
-    place = first_difference(values, right, 1e-9, len(workings.problem.x))
+    place = first_difference(values, right, lambda symbol: 1e-9, len(workings.problem.x))
     return None if place is None else replace(place, seen=place.symbol in answer.values or place.symbol in answer.odd)
 
 
-def first_difference(values: Mapping[str, Array], right: Mapping[str, Array], tolerance: float, T: int) -> Place | None:
+def first_difference(
+    values: Mapping[str, Array], right: Mapping[str, Array], tolerance: Callable[[str], float], T: int
+) -> Place | None:
     """Return the first place, in the order of judgement, where values differ from what is right."""
-    for symbol in FORWARD:
-        if symbol in values and _differs(values[symbol], right[symbol], tolerance):
-            through_time = symbol in ("h", "o", "p") and values[symbol].shape == right[symbol].shape
-            steps = _wrong_steps(values[symbol], right[symbol], tolerance) if through_time else []
-            return Place(symbol, steps[0] if steps else None)
-    if "do" in values and _differs(values["do"], right["do"], tolerance):
-        return Place("do", _wrong_steps(values["do"], right["do"], tolerance)[-1])
+
+    def differs(symbol: str) -> bool:
+        return symbol in values and _differs(values[symbol], right[symbol], tolerance(symbol))
+
+    def wrong_steps(symbol: str) -> list[int]:
+        return _wrong_steps(values[symbol], right[symbol], tolerance(symbol))
+
+    for symbol in filter(differs, FORWARD):
+        through_time = symbol in ("h", "o", "p") and values[symbol].shape == right[symbol].shape
+        steps = wrong_steps(symbol) if through_time else []
+        return Place(symbol, steps[0] if steps else None)
+    if differs("do"):
+        return Place("do", wrong_steps("do")[-1])
     for t in reversed(range(T)):
         for symbol in ("dh", "da"):
-            if symbol in values and t in _wrong_steps(values[symbol], right[symbol], tolerance):
+            if symbol in values and t in wrong_steps(symbol):
                 return Place(symbol, t)
-    for symbol in (*SUMS, "dx", "dh0"):
-        if symbol in values and _differs(values[symbol], right[symbol], tolerance):
-            if symbol == "dx" and values[symbol].shape == right[symbol].shape:
-                return Place(symbol, _wrong_steps(values[symbol], right[symbol], tolerance)[-1])
-            return Place(symbol, None)
+    for symbol in filter(differs, (*SUMS, "dx", "dh0")):
+        steps = wrong_steps(symbol) if symbol == "dx" and values[symbol].shape == right[symbol].shape else []
+        return Place(symbol, steps[-1] if steps else None)
     return None
 
 
@@ -210,7 +216,7 @@ def _sum_is_right(answer: Answer, problem: Problem, truth: Mapping[str, Array], 
     db = answer.values.get("db")
     if db is None or not _unclipped(db, problem):
         return False
-    return relative_error(db * _scale(convention, problem), truth["db"]) <= TOLERANCE[answer.single]
+    return relative_error(db * _scale(convention, problem), truth["db"]) <= answer.tolerance("db")
 
 
 def is_multiple(value: Array, right: Array, tolerance: float) -> bool:
@@ -227,7 +233,7 @@ def _output_errors(
     scale = _scale(convention, problem)
     sums = {name: answer.values[name] * scale for name in ("dV", "dc") if name in answer.values}
     sums = {name: value for name, value in sums.items() if _unclipped(value / scale, problem)}
-    right = {name: relative_error(value, truth[name]) <= TOLERANCE[answer.single] for name, value in sums.items()}
+    right = {name: relative_error(value, truth[name]) <= answer.tolerance(name) for name, value in sums.items()}
     if right.get("dV"):
         return truth["do"]
     for value in state_witnesses(answer, problem, truth, convention).values():
@@ -245,19 +251,18 @@ def first_seen(
     seen: Seen, answer: Answer, wanted: Mapping[str, Array], truth: Mapping[str, Array], T: int
 ) -> Place | None:
     """Return the first wrong place of an answer that no known mistake explains."""
-    tolerance, near = TOLERANCE[answer.single], READ_OFF[answer.single]
+    near = READ_OFF[answer.single]
     forward = {name: answer.values[name] for name in FORWARD if name in answer.values}
     forward |= {name: answer.odd[name] for name in FORWARD if name in answer.odd}
-    if (place := first_difference(forward, wanted, tolerance, T)) is not None:
+    if (place := first_difference(forward, wanted, answer.tolerance, T)) is not None:
         return place
     if "do" in seen.values:
-        limit = near if "do" in seen.read_off else tolerance
+        limit = near if "do" in seen.read_off else answer.tolerance("do")
         steps = _wrong_steps(seen.values["do"], truth["do"], limit)
         if steps:
             return Place("do", steps[-1], "do" not in seen.read_off)
-    limit = near if "da" in seen.read_off else tolerance
     returned = {name: value for name, value in seen.values.items() if name in ("dh", "da")}
-    place = first_difference(returned, truth, limit, T)
+    place = first_difference(returned, truth, lambda name: near if name in seen.read_off else answer.tolerance(name), T)
     if place is not None:
         inferred = "da" in seen.read_off
         if place.symbol == "da" and "dh" not in returned and place.step is not None and place.step < T - 1:
@@ -265,24 +270,24 @@ def first_seen(
             return Place("dh", place.step, False)
         unsure = inferred and place.symbol == "da" and "dh" not in returned
         return Place(place.symbol, place.step, not inferred, either=unsure)
-    if "da" not in seen.values and (steps := _wrong_inputs(answer, wanted, tolerance)):
+    if "da" not in seen.values and (steps := _wrong_inputs(answer, wanted)):
         return Place("da", steps[-1], False, either=True)
     rest = {name: answer.values[name] for name in (*SUMS, "dx", "dh0") if name in answer.values}
     rest |= {name: answer.odd[name] for name in (*SUMS, "dx", "dh0") if name in answer.odd}
-    place = first_difference(rest, wanted, tolerance, T)
+    place = first_difference(rest, wanted, answer.tolerance, T)
     if place is not None and place.symbol in THROUGH_TIME and "da" not in seen.values:
         return replace(place, any=place.symbol in answer.values)
     return place
 
 
-def _wrong_inputs(answer: Answer, wanted: Mapping[str, Array], tolerance: float) -> list[int]:
+def _wrong_inputs(answer: Answer, wanted: Mapping[str, Array]) -> list[int]:
     """The steps at which dx is wrong, if the parameters' gradients are wrong with it."""
     sums = [name for name in ("dU", "dW", "db") if name in answer.values]
     if "dx" not in answer.values or not sums:
         return []
-    if not all(_differs(answer.values[name], wanted[name], tolerance) for name in sums):
+    if not all(_differs(answer.values[name], wanted[name], answer.tolerance(name)) for name in sums):
         return []
-    return _wrong_steps(answer.values["dx"], wanted["dx"], tolerance)
+    return _wrong_steps(answer.values["dx"], wanted["dx"], answer.tolerance("dx"))
 
 
 def is_parameter(symbol: str) -> bool:

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from torch_reference.conventions import PARAMETERS
 from torch_reference.course_problems import Problem
+from torch_reference.numerical import ACTIVATIONS
 from torch_reference.workings import (
-    ACTIVATIONS,
     SLOPES,
     Moment,
     States,
@@ -157,6 +157,38 @@ def _chunks(problem: Problem, largest: float) -> Iterator[Variant]:
         yield Variant({"cut": cut, "dh0": "zeros"}, f"nothing crosses a border every {k} step{'s' * (k > 1)}")
 
 
+def _of_step_before(wraps: bool, local: Array) -> Array:
+    result: Array = np.roll(local, 1, 0)
+    result[0] *= wraps  # at the first step index -1 is that of the last
+    return result
+
+
+def _of_step_after(local: Array) -> Array:
+    result: Array = np.roll(local, -1, 0)
+    result[-1] = 0
+    return result
+
+
+def _reversed(local: Array) -> Array:
+    return local[::-1]
+
+
+_DISPLACED = (
+    Variant({"local": partial(_of_step_before, True)}, "that of the step before"),
+    Variant({"local": partial(_of_step_before, False)}, "that of the step before"),
+    Variant({"local": _of_step_after}, "that of the step after"),
+    Variant({"local": _reversed}, "the order is reversed"),
+)
+
+
+def _displaced(problem: Problem, largest: float) -> Iterable[Variant]:
+    return () if _last_loss_alone(problem) or problem.sizes.T == 1 else _DISPLACED
+
+
+def _reversed_dx(name: str, value: Array, problem: Problem) -> Array:
+    return value[::-1] if name == "dx" else value
+
+
 def _initial_sums(problem: Problem, largest: float) -> Iterator[Variant]:
     def kept(dh0: Array, shared: bool) -> Array:
         return dh0
@@ -201,12 +233,12 @@ def _other_slope(name: str, problem: Problem, moment: Moment) -> Array:
     return moment.g * SLOPES[name](moment.h)
 
 
-_OTHER_SLOPES = {name: partial(_other_slope, name) for name in ("tanh", "sigmoid", "relu")}
+_OTHER_SLOPES = {name: partial(_other_slope, name) for name in SLOPES}
 
 
 def _other_slopes(problem: Problem, largest: float) -> Iterator[Variant]:
     for name, slope in _OTHER_SLOPES.items():
-        if name != problem.nonlinearity:
+        if name not in (problem.nonlinearity, "identity"):  # without a derivative it would be M20
             yield Variant({"slope": slope}, f"that of {name}")
 
 
@@ -600,12 +632,13 @@ def _activated_by(name: str, problem: Problem) -> States:
     return run_forward(replace(problem, nonlinearity=name))
 
 
+_TURNED = "the recurrent weights are transposed"
 _FORWARD_STEPS = {
     "the bias is left out": partial(run_forward, step=_without_bias),
     "the bias is added twice": partial(run_forward, step=_with_bias_twice),
     "the input is left out": partial(run_forward, step=_without_input),
     "the state before is left out": partial(run_forward, step=_without_state),
-    "the recurrent weights are transposed": partial(run_forward, step=_with_W_turned),
+    _TURNED: partial(run_forward, step=_with_W_turned),
     "h0 is taken to be zero": _from_zero,
 }
 _SECOND_BIAS_LEFT_OUT = Variant({"states": partial(run_forward, step=_with_first_bias)}, "the second bias is left out")
@@ -616,9 +649,13 @@ def _forward_formulas(problem: Problem, largest: float) -> Iterator[Variant]:
     yield from (Variant({"states": states}, note) for note, states in _FORWARD_STEPS.items())
     if "b2" in problem.parameters:
         yield _SECOND_BIAS_LEFT_OUT
+    turned = {"states": _FORWARD_STEPS[_TURNED], "matrix": _untransposed, "transposed W": True}
+    yield from _with_and_without_h0(turned, f"{_TURNED}, and in the backward pass with it")
     for name, states in _ACTIVATED.items():
         if name != problem.nonlinearity:
-            yield Variant({"states": states}, f"{name} where {problem.nonlinearity} is asked for")
+            note = f"{name} where {problem.nonlinearity} is asked for"
+            yield Variant({"states": states}, note)
+            yield Variant({"states": states, "slope": _OTHER_SLOPES[name]}, f"{note}, its derivative with it")
 
 
 def _changed_in_place(p: Array, y: Array, mask: Array, weights: Array) -> Array:
@@ -775,6 +812,22 @@ _TABLE = (
             Variant({"delta W": "again", "delta U": "again"}),
             Variant({"delta W": "again"}),
         ),
+        _THROUGH,
+    ),
+    Mistake(
+        "M16",
+        "upstream gradient of another step",
+        "A step takes the gradient of another step's output for its own.",
+        "What belongs to h_t (B3)? Check the index, and the direction in which lists are built and read.",
+        _displaced,
+        _THROUGH,
+    ),
+    Mistake(
+        "M17",
+        "dx in reverse order",
+        "The gradients of the inputs are those of the right steps, in reverse order.",
+        "A loop that runs backwards in time appends the last step first. Which step stands first in what you return?",
+        _fixed(Variant({"after": _reversed_dx})),
         _THROUGH,
     ),
     Mistake(

@@ -26,6 +26,7 @@ from torch_reference.rendering_blocks import (
     floor_of,
     grade,
     hint_level,
+    message_line,
     one_line,
     over_time,
     shortened,
@@ -98,7 +99,7 @@ def summary_row(report: Report) -> dict[str, str]:
         "findings": " ".join(finding.id for finding in findings),
         "causes": " ".join(map(cause_of, findings)),
         "wrong_gradients": ", ".join(f"{g.name} ({g.trouble})" if g.trouble else g.name for g in wrong),
-        "trouble": report.trouble or (main.trouble if main else ""),
+        "trouble": message_line(report.trouble or (main.trouble if main else "")),
     }
     return {name: _harmless(one_line(cell)) for name, cell in row.items()}
 

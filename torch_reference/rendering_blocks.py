@@ -115,6 +115,12 @@ def one_line(text: str) -> str:
     return " ".join(clean(text).split())
 
 
+def message_line(text: str) -> str:
+    """Return a message of several lines as one, its lines apart from one another."""
+    lines = filter(None, map(one_line, clean(text).splitlines()))
+    return "; ".join(lines).replace(":; ", ": ")
+
+
 def shown_error(error: float | None) -> str:
     """Return a relative error as it is printed: "1.2e-05"; "-" where there is none."""
     if error is None:
@@ -159,7 +165,7 @@ def blocks(report: Report, hints: str) -> Iterator[Block]:
             yield Lines(clean(main.trouble), 1)
         return
     for note in report.notes:
-        yield Words(one_line(note), label="Note", depth=1)
+        yield Words(message_line(note), label="Note", depth=1)
     causes, passed = HINTS.index(hints) >= HINTS.index("cause"), False
     for level in report.levels:
         if level is main:
@@ -243,7 +249,7 @@ def _in_full(level: LevelReport, hints: int) -> Iterator[Block]:
         if maps:
             yield HeatMaps(maps, floor_of(level))
     for note in level.notes:
-        yield Words(one_line(note), label="Note", depth=1)
+        yield Words(message_line(note), label="Note", depth=1)
     if level.blind:
         unseen = ", ".join(_blind(*mistake) for mistake in level.blind)
         yield Words(f"This problem cannot see: {unseen}.", "quiet", depth=1)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from torch_reference.conventions import PARAMETERS, Convention
 from torch_reference.course_problems import Problem
+from torch_reference.numerical import ACTIVATIONS
 
 Array = npt.NDArray[Any]
 Slots = Mapping[str, Any]
@@ -39,12 +40,6 @@ class Moment(NamedTuple):
     before: Array
 
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "tanh": np.tanh,
-    "sigmoid": lambda a: 1 / (1 + np.exp(-a)),
-    "relu": lambda a: np.maximum(a, 0),
-    "identity": lambda a: a,
-}
 SLOPES: dict[str, Callable[[Array], Array]] = {  # from the state
     "tanh": lambda h: 1 - h**2,
     "sigmoid": lambda h: h * (1 - h),

@@ -7,20 +7,21 @@ import argparse
 import csv
 import io
 import json
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 
+from manual_bptt.cli.arguments import positive, whole
+from manual_bptt.cli.convention_file import named_convention
 from manual_bptt.cli.own_candidate import own_candidate
 from manual_bptt.files import check_writable, write_atomically
 from torch_reference import rendering
 from torch_reference.checking import MEMORY, SECONDS, check
-from torch_reference.conventions import CONVENTIONS, LEVELS, find_convention
+from torch_reference.conventions import CONVENTIONS, LEVELS, Convention
 from torch_reference.course_problems import WitnessesDisagreeError
 from torch_reference.rendering_blocks import one_line
 from torch_reference.reports import HINTS, Report
@@ -31,6 +32,14 @@ SIZES = {"steps": "T", "batch": "N", "inputs": "D", "hidden": "H", "outputs": "K
 STATUS = {"right": 0, "wrong": 1, "unusable": 2}
 MARK = {"right": "✓", "wrong": "✗", "unusable": "!"}
 MEBIBYTE = 1 << 20
+
+
+class Work(NamedTuple):
+    """One homework: how it is called in what is printed, what `check` takes, and its convention if that was given."""
+
+    name: str
+    candidate: Any
+    convention: Convention | None
 
 
 def add_parser(commands: Any) -> None:
@@ -51,13 +60,16 @@ def add_parser(commands: Any) -> None:
         "(files, or one folder each); or the word manual_bptt: this package's own gradients (./manual_bptt is a path)",
     )
     parser.add_argument(
-        "--convention", metavar="NAME", help="how the homework writes the network (default: recognised)"
+        "--convention",
+        metavar="NAME",
+        help="how the homework writes the network: one of those below, or a Python file of your own, FILE.py or "
+        "FILE.py:name, that defines a Convention (default: recognised)",
     )
     parser.add_argument("--level", choices=LEVELS, help="default: all that the homework has")
-    parser.add_argument("--seed", type=_whole(0), default=0, metavar="S", help="draws the problems (default: 0)")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="draws the problems (default: 0)")
     for name, letter in SIZES.items():
         parser.add_argument(
-            f"--{name}", type=_whole(1), metavar=letter, help="at most 64 (default: what shows every mistake)"
+            f"--{name}", type=whole(1), metavar=letter, help="at most 64 (default: what shows every mistake)"
         )
     parser.add_argument("--dtype", choices=("float64", "float32"), default="float64", help="default: float64")
     parser.add_argument(
@@ -68,45 +80,30 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--batch-loss", choices=("sum", "mean"), help="of the loss (default: convention's)")
     parser.add_argument("--parameter-gradients", choices=("sum", "mean"), help="over the batch (default: convention's)")
     parser.add_argument(
-        "--clip", type=_positive, metavar="C", help="gradients are clipped at ±C (default: convention's)"
+        "--clip",
+        type=positive,
+        metavar="C",
+        help="gradients are clipped at ±C, by the last of the levels looked at (default: convention's)",
     )
     parser.add_argument(
-        "--seconds", type=_positive, default=SECONDS, help=f"for loading and for each call (default: {SECONDS:g})"
+        "--seconds", type=positive, default=SECONDS, help=f"for loading and for each call (default: {SECONDS:g})"
     )
     parser.add_argument(
-        "--memory", type=_whole(64), default=MEMORY // MEBIBYTE, metavar="MIB", help="default: %(default)s"
+        "--memory", type=whole(64), default=MEMORY // MEBIBYTE, metavar="MIB", help="default: %(default)s"
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write everything to FILE, whatever --hints says"
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the report as one page")
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="also write the report as one page; of a folder: a page for each homework, in the folder FILE",
+    )
     parser.add_argument("--png", type=Path, metavar="FILE", help="also draw the errors over time")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="of a folder: the table (default: NAME-checked.csv)")
     parser.add_argument("--file", metavar="NAME", help="of a folder of folders: the homework's file in each")
     parser.set_defaults(run=run)
-
-
-def _whole(smallest: int) -> Any:
-    def integer(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = smallest - 1
-        if value < smallest:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {smallest}, got {text!r}")
-        return value
-
-    return integer
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return value
 
 
 def run(options: argparse.Namespace) -> int:
@@ -134,26 +131,30 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError("expected --csv and --file with a folder of submissions, got " + repr(options.target))
     if options.png is not None and options.hints == "verdict":
         raise ValueError("expected --hints of where or more with --png, got verdict")
-    for path in (options.json, options.html, options.png):
+    convention = None if options.convention is None else named_convention(options.convention)
+    if convention is not None:
+        convention.changed(**_overrides(options))  # refused once, not for every homework
+    if options.target == OWN:
+        work = [_own(each, options) for each in (CONVENTIONS.values() if convention is None else (convention,))]
+        if options.csv is not None and convention is not None:
+            raise ValueError("expected --csv with several homeworks, got one convention")
+    elif folder.is_dir():
+        work = [Work(name, path, convention) for name, path in _submissions(folder, options.file).items()]
+    else:
+        work = [Work(options.target, options.target, convention)]
+    several = folder.is_dir() if options.target != OWN else convention is None
+    if several and options.png:
+        raise ValueError("expected --png with one homework, got several")
+    for path in (options.json, options.png, *([] if several else [options.html])):
         if path is not None:
             check_writable(path)
-    if options.target == OWN:
-        names = CONVENTIONS if options.convention is None else [options.convention]
-        own = {name: own_candidate(find_convention(name).changed(**_overrides(options))) for name in names}
-        if options.convention is not None:
-            if options.csv is not None:
-                raise ValueError("expected --csv with several homeworks, got one convention")
-            return _one(_checked(f"{OWN} as {options.convention}", own[options.convention], options), options)
-        work: dict[str, Any] = {f"{OWN} as {name}": candidate for name, candidate in own.items()}
-    elif folder.is_dir():
-        if options.convention is not None:
-            find_convention(options.convention).changed(**_overrides(options))  # refused once, not for every homework
-        work = _submissions(folder, options.file)
-    else:
-        return _one(_checked(options.target, options.target, options), options)
-    if options.html or options.png:
-        raise ValueError("expected --html and --png with one homework, got several")
-    return _many(work, options)
+    return _many(work, options) if several else _one(_checked(work[0], options), options)
+
+
+def _own(convention: Convention, options: argparse.Namespace) -> Work:
+    """The package itself as a homework of one convention."""
+    candidate = own_candidate(convention.changed(**_overrides(options)), clipped=options.level)
+    return Work(f"{OWN} as {convention.name}", candidate, convention)
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:
@@ -167,13 +168,12 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _checked(name: str, candidate: Any, options: argparse.Namespace) -> Report:
+def _checked(work: Work, options: argparse.Namespace) -> Report:
     """Check one; the package's own gradients have their convention in their name."""
-    own = options.target == OWN
     sizes = {letter: getattr(options, name) for name, letter in SIZES.items() if getattr(options, name) is not None}
     report = check(
-        candidate,
-        name.removeprefix(f"{OWN} as ") if own else options.convention,
+        work.candidate,
+        work.convention,
         level=options.level,
         seed=options.seed,
         sizes=sizes or None,
@@ -183,7 +183,7 @@ def _checked(name: str, candidate: Any, options: argparse.Namespace) -> Report:
         memory=options.memory * MEBIBYTE,
         **_overrides(options),
     )
-    return replace(report, candidate=name) if own else report
+    return replace(report, candidate=work.name) if options.target == OWN else report
 
 
 def _one(report: Report, options: argparse.Namespace) -> int:
@@ -205,6 +205,15 @@ def _one(report: Report, options: argparse.Namespace) -> int:
         rendering.heat_map_png(report, drawing)
         write_atomically(options.png, drawing.getvalue())
     return STATUS[report.verdict]
+
+
+def _write_page(path: Path, report: Report) -> None:
+    """Write one of many pages; a name that is too long for a page ends nothing."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, rendering.html_page(report).encode(errors="backslashreplace"))
+    except OSError as error:
+        print(f"bptt check: no page for {one_line(path.stem)}: {error.strerror}", file=sys.stderr)
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -235,23 +244,30 @@ def _submissions(folder: Path, name: str | None) -> dict[str, Path]:
     return found
 
 
-def _many(work: dict[str, Any], options: argparse.Namespace) -> int:
-    """Check one after the other: a line each as it is done, then the table as CSV. Nothing stops the rest."""
+def _many(work: list[Work], options: argparse.Namespace) -> int:
+    """Check one after the other: a line and a page for each, then the table as CSV. Nothing stops the rest."""
     table = options.csv
     if table is None and options.target != OWN:
         table = Path(f"{Path(options.target).resolve().name}-checked.csv")
     if table is not None:
         check_writable(table)
+    if options.html is not None:
+        if options.html.exists() and not options.html.is_dir():
+            raise NotADirectoryError(f"expected {options.html} to be a folder for the pages, but it is a file")
+        options.html.mkdir(parents=True, exist_ok=True)
+        check_writable(options.html / "page.html")
     rows: list[dict[str, str]] = []
     reports: dict[str, Report] = {}
-    shown = {name: one_line(name) for name in work}
-    width = max(map(len, shown.values()))
-    for name, candidate in work.items():
-        report = reports[name] = _checked_safely(name, candidate, options)
-        row = rendering.summary_row(replace(report, candidate=name))
+    width = max(len(one_line(each.name)) for each in work)
+    for each in work:
+        report = reports[each.name] = _checked_safely(each, options)
+        row = rendering.summary_row(replace(report, candidate=each.name))
         rows.append(row)
         said = row["trouble"] if report.verdict == "unusable" else _short(row, options.hints)
-        print(f"{MARK[report.verdict]} {shown[name]:<{width}}  {report.verdict:<8}  {said}".rstrip(), flush=True)
+        name = f"{one_line(each.name):<{width}}"
+        print(f"{MARK[report.verdict]} {name}  {report.verdict:<8}  {said}".rstrip(), flush=True)
+        if options.html is not None:
+            _write_page(options.html / f"{each.name}.html", report)
     if table is not None:
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))
@@ -274,15 +290,16 @@ def _short(row: dict[str, str], hints: str) -> str:
     return "  ".join(word for word in words if word)
 
 
-def _checked_safely(name: str, candidate: Any, options: argparse.Namespace) -> Report:
+def _checked_safely(work: Work, options: argparse.Namespace) -> Report:
     """Check one of many: what would end the command for one homework is a row for many."""
-    if isinstance(candidate, Path) and candidate.is_dir():
+    convention = "" if work.convention is None else work.convention.name
+    if isinstance(work.candidate, Path) and work.candidate.is_dir():
         trouble = f"expected one homework ({', '.join(SUFFIXES)}) in the folder, or its name by --file"
-        return Report(name, options.convention or "", "", trouble=trouble)
+        return Report(work.name, convention, "", trouble=trouble)
     try:
-        return _checked(name, candidate, options)
+        return _checked(work, options)
     except WitnessesDisagreeError:
         raise  # then nothing can be judged
     except Exception as error:  # whatever one homework does to the check, the others are checked
         trouble = str(error).removeprefix("check: ") or type(error).__name__
-        return Report(name, options.convention or "", "", trouble=trouble)
+        return Report(work.name, convention, "", trouble=trouble)

@@ -16,28 +16,31 @@ from torch import Tensor
 
 from manual_bptt.functional import readout, rnn, softmax_cross_entropy
 from manual_bptt.network import bptt
-from torch_reference.conventions import AXES, PARAMETERS, Calls, Convention, Signature
+from torch_reference.conventions import AXES, LEVELS, PARAMETERS, Calls, Convention, Signature
 
 IGNORED = -100
 SELF = "self"
 
 
-def own_candidate(convention: Convention, *, functions: bool = False) -> dict[str, Any]:
+def own_candidate(convention: Convention, *, functions: bool = False, clipped: str | None = None) -> dict[str, Any]:
     """Return what `check` takes for a candidate: manual_bptt behind the calls of a convention, every way of each level.
 
     Args:
         convention: An entry of the table; its nonlinearity, loss weights, clipping and averages are followed.
         functions: The network by `rnn`, `readout`, `softmax_cross_entropy` and torch.autograd.grad, which calls their
             hand-written backwards; otherwise by `bptt()`. The levels below it are always differentiated in this way.
+        clipped: The level that clips, where the convention clips; None: the last that it has.
 
     Returns:
         Functions by name; a class where the convention calls methods.
     """
     made: dict[str, Any] = {}
+    clipped = clipped or max(convention.levels, key=LEVELS.index)
     for level in convention.levels:
+        used = convention if level == clipped else dataclasses.replace(convention, clip=None)
         for calls in convention.ways(level):
             by_name = {
-                each.function: _function(_Work(convention, level, calls, each, functions)) for each in calls.signatures
+                each.function: _function(_Work(used, level, calls, each, functions)) for each in calls.signatures
             }
             made |= by_name if calls.owner is None else {calls.owner: _class(calls, by_name)}
     return made

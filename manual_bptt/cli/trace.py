@@ -11,6 +11,7 @@ from typing import Any
 
 import torch_reference
 from manual_bptt import tracing
+from manual_bptt.cli.arguments import whole
 from manual_bptt.cli.trace_html import as_html
 from manual_bptt.cli.trace_latex import as_latex
 from manual_bptt.cli.trace_problem import CHOICES, as_json, drawn_problem, read_problem
@@ -41,11 +42,11 @@ def add_parser(commands: Any) -> None:
     for name, (letter, usual) in SIZES.items():
         parser.add_argument(
             f"--{name}",
-            type=_whole(1, LIMITS[letter], READABLE),
+            type=whole(1, LIMITS[letter], READABLE),
             metavar=letter,
             help=f"of a drawn problem, at most {LIMITS[letter]} (default: {usual})",
         )
-    parser.add_argument("--seed", type=_whole(0, 2**63 - 1), metavar="S", help="of a drawn problem (default: 0)")
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), metavar="S", help="of a drawn problem (default: 0)")
     parser.add_argument("--nonlinearity", choices=CHOICES["nonlinearity"], help="default: tanh, or the file's")
     parser.add_argument("--loss", choices=CHOICES["loss"], help="default: cross_entropy, or the file's")
     parser.add_argument(
@@ -56,28 +57,13 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="default: text")
     parser.add_argument(
-        "--decimals", type=_whole(0, 8, READABLE), default=4, metavar="N", help="decimals shown, at most 8 (default: 4)"
+        "--decimals", type=whole(0, 8, READABLE), default=4, metavar="N", help="decimals shown, at most 8 (default: 4)"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the sheet to FILE in place of printing it")
     parser.add_argument(
         "--save-problem", type=Path, metavar="FILE", help="also write the problem, as --problem reads it"
     )
     parser.set_defaults(run=run)
-
-
-def _whole(smallest: int, largest: int, reason: str = "") -> Any:
-    def integer(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = smallest - 1
-        if not smallest <= value <= largest:
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number from {smallest} to {largest}{reason}, got {text!r}"
-            )
-        return value
-
-    return integer
 
 
 def run(options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from rich.console import Console
 from manual_bptt.activations import ACTIVATIONS
 from manual_bptt.cli import timing
 from manual_bptt.cli.agreement import agreement
+from manual_bptt.cli.arguments import whole
 from manual_bptt.cli.problems import Problem, name_problems
 from manual_bptt.cli.self_test import self_test
 from manual_bptt.data import surnames_source
@@ -41,37 +42,24 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda", "all"), default="all", help="default: all there are")
     parser.add_argument("--dtype", choices=(*DTYPES, "all"), default="all", help="default: all")
     parser.add_argument("--nonlinearity", choices=tuple(ACTIVATIONS), default="tanh", help="default: tanh")
-    parser.add_argument("--batch", type=_whole(1, 256), default=8, metavar="B", help="number of names (default: 8)")
+    parser.add_argument("--batch", type=whole(1, 256), default=8, metavar="B", help="number of names (default: 8)")
     parser.add_argument(
-        "--hidden", type=_whole(1, 128), default=16, metavar="H", help="hidden units (default: 16; 128 take minutes)"
+        "--hidden", type=whole(1, 128), default=16, metavar="H", help="hidden units (default: 16; 128 take minutes)"
     )
     parser.add_argument(
         "--longest",
-        type=_whole(2, 100),
+        type=whole(2, 100),
         default=12,
         metavar="N",
         help="use names of at most N characters (default: 12)",
     )
     parser.add_argument(
-        "--seed", type=_whole(0, 2**63 - 1), default=0, help="for the names and the weights (default: 0)"
+        "--seed", type=whole(0, 2**63 - 1), default=0, help="for the names and the weights (default: 0)"
     )
-    parser.add_argument("--threads", type=_whole(1, 256), metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", type=whole(1, 256), metavar="N", help="CPU threads (default: torch's)")
     parser.add_argument("--no-timing", action="store_true", help="leave out the training-step times")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to FILE")
     parser.set_defaults(run=run)
-
-
-def _whole(smallest: int, largest: int) -> Any:
-    def integer(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = smallest - 1
-        if not smallest <= value <= largest:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {smallest} to {largest}, got {text!r}")
-        return value
-
-    return integer
 
 
 def run(options: argparse.Namespace) -> int:

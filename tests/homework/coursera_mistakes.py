@@ -102,6 +102,8 @@ STEP_ALONE: dict[str, Edits] = {
 }
 
 SEQUENCE: dict[str, Edits] = {
+    "M16": ((UPSTREAM, "da_next = da[:, :, t - 1] + da_prev"),),
+    "M17": ((RETURN_BACKWARD, RETURN_BACKWARD.replace("dx,", "dx[:, :, ::-1],")),),
     "M01": ((UPSTREAM, "da_next = da[:, :, t]"),),
     "M02": ((UPSTREAM, "da_next = da[:, :, t] if t == T - 1 else da_prev"),),
     "M07": (("rnn_cell_backward(da_next, caches[t])", "rnn_cell_backward(da[:, :, t] + da_next, caches[t])"),),
@@ -226,7 +228,6 @@ OUTSIDE: dict[str, Edits] = {
     "carry times 0.9": ((UPSTREAM, "da_next = da[:, :, t] + 0.9 * da_prev"),),
     "size of the carry": ((UPSTREAM, "da_next = da[:, :, t] + np.abs(da_prev)"),),
     "carry of the neighbour in the batch": ((UPSTREAM, "da_next = da[:, :, t] + np.roll(da_prev, 1, axis=1)"),),
-    "upstream of the step before": ((UPSTREAM, "da_next = da[:, :, t - 1] + da_prev"),),
     "slope squared": ((SLOPE, "dz = da_next * (1 - a_next**2) ** 2"),),
     "slope of the state before": ((SLOPE, "dz = da_next * (1 - a_prev**2)"),),
     "input of the neighbour in the batch": (("dWax = dz @ xt.T", "dWax = dz @ np.roll(xt, 1, axis=1).T"),),
@@ -247,7 +248,6 @@ OUTSIDE_FIRST_WRONG: dict[str, tuple[str, int | str | None]] = {
     "carry times 0.9": ("dh", -2),
     "size of the carry": ("dh", -2),
     "carry of the neighbour in the batch": ("dh", -2),
-    "upstream of the step before": ("dh", "last"),
     "slope squared": ("da", "last"),
     "slope of the state before": ("da", "last"),
     "input of the neighbour in the batch": ("dU", None),

@@ -85,6 +85,11 @@ def network_clip(limit: int) -> Edits:
 
 
 MISTAKES: dict[str, Edits] = {
+    # the states
+    "M50-relu": (
+        ("h_t = np.tanh(x_t @ U.T + h_prev @ W.T + b)", "h_t = np.maximum(x_t @ U.T + h_prev @ W.T + b, 0)"),
+        (SLOPE, "        da_t = dh_t * (h[t] > 0)\n"),
+    ),
     # how dL/dh_t is put together
     "M01": ((DH, "        dh_t = dh[t]\n"),),
     "M01-network": ((NETWORK_CARRY, "            pass\n"),),
@@ -128,6 +133,9 @@ MISTAKES: dict[str, Edits] = {
         ("    h_prev = h0\n", "    h0 = kept.get(h0.shape, h0)\n    h_prev = h0\n"),
         ("    h = np.stack(states)\n", "    h = np.stack(states)\n    kept[h0.shape] = h[-1].copy()\n"),
     ),
+    "M16": ((DH, "        dh_t = (dh[t + 1] if t + 1 < len(x) else 0) + carry\n"),),
+    "M16-network": (("        dh[t] = do[t] @ V  # B3", "        dh[t] = do[-1 - t] @ V  # B3"),),
+    "M17": ((RETURN, RETURN.replace("dx,", "dx[::-1],")),),
     # the slope of tanh
     "M20": ((SLOPE, "        da_t = dh_t\n"),),
     "M20-network": ((NETWORK_SLOPE, "        da[t] = dh[t]\n"),),
