@@ -670,7 +670,16 @@ def test_our_own_gradients_where_a_folder_has_our_name(folder: Path, capsys: pyt
 
 
 def test_a_table_of_our_own_gradients_in_one_convention(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check("manual_bptt", "--convention", "kth", "--csv", "own.csv") == 2 or (folder / "own.csv").exists()
+    assert check("manual_bptt", "--convention", "kth", "--csv", "own.csv") == 2
+    assert "expected --csv with several homeworks, got one convention" in capsys.readouterr().err
+    assert not (folder / "own.csv").exists()
+
+
+@pytest.mark.parametrize("level", [(), ("--level", "sequence"), ("--level", "step")])
+def test_our_own_gradients_are_clipped_where_the_check_expects_it(
+    level: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check("manual_bptt", "--convention", "cs231n", "--clip", "0.5", *level) == 0
 
 
 def test_homework_in_the_examples_is_right(capsys: pytest.CaptureFixture[str]) -> None:

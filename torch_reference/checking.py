@@ -64,8 +64,8 @@ def check(
         sizes: Some of T, N, D, H, K, each at most 64; None: sizes at which every mistake shows.
         problem: Check on this problem alone, of the level given.
         dtype: What the homework is given: "float64" or "float32". What comes out in float32 is judged by 100·eps
-            (where large terms cancel by more, at most 1e-3), everything else by 1e-9, each gradient relative to its
-            largest entry.
+            (where large terms cancel, by 30 times what the plain loop is off by), everything else by 1e-9, each
+            gradient relative to its largest entry.
         hints: What the report tells: "verdict", "where", "cause" or "values"; each tells what the one before tells.
         nonlinearity: Instead of the convention's: "tanh", "sigmoid", "relu", "identity".
         time: Instead of the convention's: "sum", "mean", "last".

@@ -43,16 +43,17 @@ def relative_error(got: Array, wanted: Array) -> float:
     return difference / scale if scale > 0 else difference
 
 
-def _same(got: Array, wanted: Array, tolerance: float) -> bool:
+def _same(got: Array, wanted: Array, tolerance: float, size: float) -> bool:
+    """Whether two arrays agree; `size` is the largest entry of what would be right, beside which zero is zero."""
     if not np.isfinite(wanted).all():
         if wanted.ndim > 0 and not np.isfinite(wanted).any():
             return False  # nothing but NaN has many causes
         return bool(np.array_equal(np.isfinite(got), np.isfinite(wanted)) and np.allclose(got, wanted, equal_nan=True))
-    return relative_error(got, wanted) <= tolerance
+    return relative_error(got, wanted) <= (tolerance if wanted.any() else tolerance * size)
 
 
-def _same_shaped(got: Array, wanted: Array, tolerance: float) -> bool:
-    return got.shape == wanted.shape and _same(got, wanted, tolerance)
+def _same_shaped(got: Array, wanted: Array, tolerance: float, size: float) -> bool:
+    return got.shape == wanted.shape and _same(got, wanted, tolerance, size)
 
 
 @dataclass(frozen=True)
@@ -99,20 +100,21 @@ class Fit:
         return self._kept[key]
 
     def _compare(self, symbol: str, wanted: Array) -> bool:
-        tolerance = self.answer.tolerance(symbol)
+        right = self.workings.value(symbol, {})
+        near = self.answer.tolerance(symbol), float(np.abs(right).max(initial=0.0))
         if symbol in self.answer.values:
             got = self.answer.values[symbol]
             if wanted.ndim == 0 and got.ndim > 0:
                 wanted = np.broadcast_to(wanted, got.shape)
-            return got.shape == wanted.shape and _same(got, wanted, tolerance)
+            return _same_shaped(got, wanted, *near)
         got = self.answer.odd[symbol].squeeze()
-        if wanted.shape == self.workings.value(symbol, {}).shape:  # then but axes of length one are amiss
+        if wanted.shape == right.shape:  # then but axes of length one are amiss
             name = self.answer.names.get(symbol) or self.convention.name_of(symbol, self.calls)
             layout = self.convention.layout(name, self.calls)
             turned = wanted if layout is None else to_course(wanted, *layout)
-            return _same_shaped(got, turned.squeeze(), tolerance)
+            return _same_shaped(got, turned.squeeze(), *near)
         wanted = wanted.squeeze()
-        return any(_same_shaped(got, wanted.transpose(order), tolerance) for order in permutations(range(wanted.ndim)))
+        return any(_same_shaped(got, wanted.transpose(order), *near) for order in permutations(range(wanted.ndim)))
 
 
 # cheap ones, and those that depend on little, first

@@ -19,6 +19,7 @@ from torch_reference.candidates import Answer, Candidate
 from torch_reference.child import Failure
 from torch_reference.conventions import to_course
 from torch_reference.course_problems import (
+    LENIENT,
     TOLERANCE,
     Problem,
     Sizes,
@@ -172,8 +173,9 @@ class _Level:
         """Ask, judge, and where something is wrong, locate and explain it."""
         answers = [self._ask(0)]
         wrong = self._is_wrong(answers[0], 0)
+        again = self._asked_once_more() if wrong else None  # before another problem leaves traces
         if not wrong:
-            if (kept := self._asked_again()) is not None:
+            if (kept := self._asked_again(answers[0])) is not None:
                 return kept
             if answers[0].changed:
                 return self._changed_arguments(answers[0])
@@ -187,11 +189,12 @@ class _Level:
             self.notes.append(f"it could not be run on a second problem, with {sizes}: {failure.message}")
         if answers[0].single:
             self.notes.append("computed in float32 (or less), and judged by what float32 can do; the truth is float64")
+            self.notes += self._cancelling(answers[0])
         asked = [Asked(self.problems[index], answer) for index, answer in enumerate(answers)]
         for index, answer in enumerate(answers):
             if self._is_wrong(answer, index):
                 order = [index, *(other for other in range(len(asked)) if other != index)]
-                return self._wrong([asked[each] for each in order], index)
+                return self._wrong([asked[each] for each in order], index, again)
         return LevelReport(
             self.level,
             self.calls.functions,
@@ -210,6 +213,12 @@ class _Level:
         plain = bool((right["h"] == right["h"].astype(np.float32)).all())  # numbers that float32 can hold anyway
         self._single = self._single or answer.single or (answer.rounded and not plain)
         return replace(answer, single=self._single, allowed=allowed_in_float32(problem, right) if self._single else {})
+
+    def _cancelling(self, answer: Answer) -> list[str]:
+        """Say which gradients float32 can hardly judge."""
+        known = [(name, answer.tolerance(symbol)) for symbol, name in answer.names.items()]
+        vague = [f"{name} to {allowed:.0e}" for name, allowed in known if allowed > LENIENT]
+        return [f"large terms cancel here, float32 leaves some gradients vague: {', '.join(vague)}"] if vague else []
 
     def _shown_sizes(self, index: int = 0) -> dict[str, int]:
         return dict(self.problems[index].sizes._asdict())
@@ -262,8 +271,8 @@ class _Level:
             "" if np.isfinite(got).all() else f"not finite: {int((~np.isfinite(got)).sum())} of {got.size} numbers",
         )
 
-    def _wrong(self, asked: Sequence[Asked], index: int) -> LevelReport:
-        """Explain a wrong answer; the first of `asked`, to problem `index`."""
+    def _wrong(self, asked: Sequence[Asked], index: int, again: Answer | None) -> LevelReport:
+        """Explain a wrong answer, the first of `asked`, to problem `index`; `again` is the next one to the same."""
         answer, problem = asked[0].answer, asked[0].problem
         diagnosis = diagnose(asked, self.convention, self.calls)
         findings = [_finding(plant) for plant in diagnosis.found]
@@ -276,6 +285,9 @@ class _Level:
         findings += self._malformed(answer, asked, diagnosis)
         if answer.changed:
             findings.append(self._changed(answer))
+        if again is not None and _differ(answer, again) and not any(finding.id == "P8" for finding in findings):
+            id_, note, _ = self._what_is_kept(answer, Asked(problem, again), planted(diagnosis.found))
+            findings.append(_protocol(id_, note))
         seen = localisation.see(answer, problem, self.truths[index], self.convention)
         place = self._place(asked[0], seen, index, diagnosis)
         if place is None and answer.troubles:
@@ -482,7 +494,14 @@ class _Level:
             sizes=self._shown_sizes(),
         )
 
-    def _asked_again(self) -> LevelReport | None:
+    def _asked_once_more(self) -> Answer | None:
+        try:
+            return self._ask(0)
+        except Failure as failure:
+            self.notes.append(f"it could not be run a second time: {failure.message}")
+            return None
+
+    def _asked_again(self, answer: Answer) -> LevelReport | None:
         """Ask the same once more, then with another forward pass in between; None if nothing changes."""
         first = self.problems[0]
         other = _with_other_states(first)
@@ -493,7 +512,7 @@ class _Level:
                 continue
             self.notes.append(f"right the first time, wrong {when}: the table shows the second answer")
             asked = Asked(self.problems[0], again)
-            id_, note, place = ("P5", when, None) if between is not None else self._what_is_kept(asked)
+            id_, note, place = ("P5", when, None) if between is not None else self._what_is_kept(answer, asked, {})
             if place is None:  # by the numbers; asking once more would not give this answer again
                 seen = localisation.see(again, first, self.truths[0], self.convention)
                 place = localisation.first_seen(seen, again, self.wanted[0], self.truths[0], len(first.x))
@@ -511,27 +530,21 @@ class _Level:
             )
         return None
 
-    def _what_is_kept(self, asked: Asked) -> tuple[str, str, Place | None]:
-        """Name what the second answer has left from the first."""
-        answer, wanted = asked.answer, self.wanted[0]
+    def _what_is_kept(self, first: Answer, asked: Asked, slots: Mapping[str, Any]) -> tuple[str, str, Place | None]:
+        """Name what the second answer has left from the first; `slots` hold the mistakes that explain the first."""
+        answer, fit = asked.answer, Fit(asked, self.convention, self.calls)
         parameters = [symbol for symbol in answer.names if localisation.is_parameter(symbol)]
-        others = [symbol for symbol in answer.values if symbol not in parameters]
-        if all(self._symbol_is_right(symbol, answer, 0) for symbol in others) and all(
-            symbol in answer.values
-            and relative_error(answer.values[symbol], 2 * wanted[symbol]) <= answer.tolerance(symbol)
-            for symbol in parameters
-        ):
-            first = next(symbol for symbol in localisation.SUMS if symbol in parameters)
-            return "P2", "twice as large the second time", Place(first, None)
-        problem = asked.problem
-        later = replace(problem, h0=self.truths[0]["hT"])
-        if Fit(Asked(later, answer), self.convention, self.calls).fits({}):
+        if not _differ(_grown(first, parameters), answer):
+            summed = next(symbol for symbol in localisation.SUMS if symbol in parameters)
+            return "P2", "twice as large the second time", Place(summed, None)
+        later = replace(asked.problem, h0=fit.workings.value("hT", slots))
+        if Fit(Asked(later, answer), self.convention, self.calls).fits(slots):
             return "M15", "h_0 is the last state of the call before", None
-        left, fit = _Held(self.truths[0]["dh0"]), Fit(asked, self.convention, self.calls)
+        left = _Held(fit.workings.carry(slots))
         for dh0 in ("own", "carry"):
-            slots = {"initial": left, "dh0": dh0}
-            if fit.fits(slots):
-                place = localisation.first_of_formula(fit.workings, slots, answer)
+            later_slots = {"dh0": dh0, **slots, "initial": left}
+            if fit.fits(later_slots):
+                place = localisation.first_of_formula(fit.workings, later_slots, answer)
                 return "M15", "what flows back into the last step is what the call before left", place
         return "P5", "the second time the same is asked", None
 
@@ -557,6 +570,8 @@ class _Level:
             other = Workings(changed, self.convention)
             if all(_equal(usual.value(name, {}), other.value(name, {})) for name in forward):
                 continue  # nothing that is returned depends on it
+            if symbol == "c" and "p" in first and not np.allclose(first["p"].sum(-1), 1):
+                continue  # normalised over another axis, the probabilities may not show it
             found = self.candidate.states(self.level, changed)
             if all(_equal(first[name], found[name]) for name in forward):
                 ignored.append(self.convention.name_of(symbol))
@@ -576,6 +591,33 @@ class _Held:
 
     def __init__(self, array: Array) -> None:
         self.array = array
+
+
+def _differ(first: Answer, again: Answer) -> bool:
+    """Whether two answers to the same question are different."""
+    if first.values.keys() != again.values.keys() or first.odd.keys() != again.odd.keys():
+        return True
+    if any(not _same_numbers(value, again.odd[symbol]) for symbol, value in first.odd.items()):
+        return True
+    return any(
+        not _same_numbers(value, again.values[symbol], again.tolerance(symbol))
+        for symbol, value in first.values.items()
+    )
+
+
+def _grown(answer: Answer, symbols: Sequence[str]) -> Answer:
+    """The answer with these gradients twice as large."""
+
+    def grown(arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return {symbol: value * (2 if symbol in symbols else 1) for symbol, value in arrays.items()}
+
+    return replace(answer, values=grown(answer.values), odd=grown(answer.odd))
+
+
+def _same_numbers(one: Array, other: Array, tolerance: float = TOLERANCE[False]) -> bool:
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return np.array_equal(one, other, equal_nan=True)
+    return one.shape == other.shape and relative_error(one, other) <= tolerance
 
 
 def _explained(fit: Fit, slots: Mapping[str, Any]) -> set[str]:

@@ -573,9 +573,10 @@ def _clips(problem: Problem, largest: float) -> Iterator[Variant]:
 # Forward
 
 
-def _never_advanced(problem: Problem) -> States:
+def _never_advanced(backward_too: bool, problem: Problem) -> States:
     states = run_forward(problem, _from_first_state)
-    return states._replace(before=np.broadcast_to(problem.h0, states.h.shape))
+    before = [problem.h0] * len(states.h) if backward_too else [problem.h0, *states.h[:-1]]
+    return states._replace(before=np.stack(before))
 
 
 def _from_first_state(problem: Problem, Ux_t: Array, state: Array) -> Array:
@@ -1067,7 +1068,7 @@ _TABLE = (
         "state never advanced",
         "Every step starts from h_0: the new state does not become the next step's old one.",
         "What is the previous state at the second step (F1)?",
-        _fixed(Variant({"states": _never_advanced})),
+        _fixed(*(Variant({"states": partial(_never_advanced, backward_too)}) for backward_too in (True, False))),
         _THROUGH,
     ),
     Mistake(

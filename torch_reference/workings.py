@@ -189,6 +189,10 @@ class Workings:
         result: Array = self._kept[key]
         return result
 
+    def carry(self, slots: Slots) -> Array:
+        """What the loop over time leaves for the step before the first, (N, H)."""
+        return self._through_time({**RIGHT, **slots})[3]
+
     def _compute(self, name: str, slots: Slots) -> Array:
         if name in FORWARD_QUANTITIES:
             return self._forward(name, slots)
