@@ -438,6 +438,7 @@ SHOWN_LATER: dict[tuple[str, str], Place] = {
 # Mistakes beyond the courses' list that the catalogue has: these are named, and rightly.
 LISTED = {
     ("torch", "loss-of-step-before"): "M16",
+    ("kth", "carry-piles-up"): "M18",
     ("goodfellow", "bias-twice"): "M50",
     ("goodfellow", "loss-in-bits"): "M46",
     ("cmu", "log2"): "M46",

@@ -24,7 +24,8 @@ import pytest
 from torch_reference.conventions import CONVENTIONS, Convention
 from torch_reference.course_problems import Problem, Sizes, asked_for, draw_problem, kind_of, standard_sizes, truth
 from torch_reference.diagnosis import relative_error
-from torch_reference.judging import PROTOCOL, catalogue
+from torch_reference.facts import FACTS
+from torch_reference.judging import catalogue
 from torch_reference.mistakes import MISTAKES, Plant, factors, pairs, planted, plants
 from torch_reference.workings import ACTIVATIONS, DEPENDS, RIGHT, Workings
 
@@ -33,9 +34,7 @@ Array = npt.NDArray[Any]
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 ROUNDING = 1e-12
 SAME = 1e-9  # nearer than this, two mistakes cannot be told apart
-SHARED_H0 = replace(
-    CONVENTIONS["goodfellow"], name="shared", names={**CONVENTIONS["goodfellow"].names, "h0": "h0 H"}, levels={}
-)
+SHARED_H0 = replace(CONVENTIONS["goodfellow"], name="shared", names={**CONVENTIONS["goodfellow"].names, "h0": "h0 H"})
 GOODFELLOW = CONVENTIONS["goodfellow"]
 
 
@@ -414,7 +413,7 @@ def test_no_two_mistakes_together_make_numbers_that_are_none(level: str) -> None
 
 
 def test_ids_are_unique_and_documented() -> None:
-    assert not set(MISTAKES) & set(PROTOCOL)
+    assert not set(MISTAKES) & set(FACTS)
     assert all(id_ == mistake.id for id_, mistake in MISTAKES.items())
     titles = list(catalogue().values())
     assert len(titles) == len(set(titles))
@@ -424,7 +423,7 @@ def test_ids_are_unique_and_documented() -> None:
 
 def texts() -> list[tuple[str, str]]:
     said = [(id_, text) for id_, mistake in MISTAKES.items() for text in (mistake.title, mistake.cause, mistake.hint)]
-    return said + [(id_, text) for id_, words in PROTOCOL.items() for text in words]
+    return said + [(id_, text) for id_, words in FACTS.items() for text in words]
 
 
 def test_no_text_gives_the_solution_away() -> None:

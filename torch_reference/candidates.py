@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch_reference.conventions import (
     from_course,
     to_course,
 )
-from torch_reference.course_problems import TOLERANCE, Problem
+from torch_reference.course_problems import LENIENT, TOLERANCE, Problem
 from torch_reference.running import Runner
 
 Array = npt.NDArray[Any]
@@ -48,7 +49,7 @@ class Answer:
         changed: Arguments that were changed in place.
         single: Whether it computed in float32, or less, by the dtype of what it returned.
         rounded: Whether its numbers are such that float32 holds them.
-        allowed: By symbol, how far off each may be, relative to its largest entry; of others, see `tolerance`.
+        allowed: By symbol, how far off each may be at most, relative to its largest entry.
     """
 
     values: dict[str, Array]
@@ -61,8 +62,8 @@ class Answer:
     allowed: Mapping[str, float] = field(default_factory=dict)
 
     def tolerance(self, symbol: str | None = None) -> float:
-        """How far off a quantity may be, relative to its largest entry."""
-        return self.allowed.get(symbol or "", TOLERANCE[self.single])
+        """How far off a quantity may be to be compared with others, relative to its largest entry."""
+        return min(self.allowed.get(symbol or "", TOLERANCE[self.single]), LENIENT)
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,16 @@ class Candidate:
             results=(outcome.results[0], outcome.results[2]),
             changed=tuple((max(0, index - 1), name) for index, name in outcome.changed if index != 1),
         )
+        return _answer(self.convention, calls, problem, program, outcome)
+
+    def twice(self, level: str, problem: Problem, dtype: npt.DTypeLike) -> Answer:
+        """Have the same step of a class differentiated twice, its gradients set to zero before the first time only."""
+        calls = self.ways[level]
+        program = _program(self, calls, problem, dtype)
+        again = replace(program, calls=(*program.calls, program.calls[-1]))
+        outcome = self._run(calls, again)
+        first = {(index, name) for index, name in outcome.changed if index < len(program.calls)}
+        outcome = replace(outcome, results=outcome.results[: len(program.calls)], changed=tuple(first))
         return _answer(self.convention, calls, problem, program, outcome)
 
     def states(self, level: str, problem: Problem) -> dict[str, Array]:
@@ -236,10 +247,31 @@ def fitting(signatures: Signatures) -> list[Convention]:
     return [CONVENTIONS[name] for name, score in scores.items() if score == best > 0]
 
 
+def incomplete(candidate: Candidate) -> list[str]:
+    """Say which levels are not looked at for want of a function, where another one has nearly its name, or but one."""
+    there = candidate.runner.signatures()
+    convention = candidate.convention
+    known = {name for level in convention.levels for calls in convention.ways(level) for name in calls.functions}
+    notes = []
+    for level in convention.levels:
+        for calls in convention.ways(level) if level not in candidate.ways else ():
+            missing = [name for name in calls.functions if name not in there]
+            alike = [get_close_matches(name, set(there) - known, 1, 0.8) for name in missing]
+            found = [f"{each[0]}" for each in alike if each]
+            partly = 0 < len(missing) < len(calls.functions) and not any(
+                set(calls.functions) & set(other.functions) for other in candidate.ways.values()
+            )
+            if found or partly:
+                instead = f"; it has {', '.join(found)}" if found else ""
+                notes.append(f"{level} is not looked at: expected {', '.join(missing)}{instead}")
+    return notes
+
+
 def beside(candidate: Candidate) -> list[str]:
     """List calls of other conventions that a homework has and that are not looked at: "lossFun (karpathy)"."""
     signatures = candidate.runner.signatures()
-    looked_at = {function for calls in candidate.ways.values() for function in calls.functions}
+    own = candidate.convention
+    looked_at = {name for level in own.levels for calls in own.ways(level) for name in calls.functions}
     found = []
     for convention in CONVENTIONS.values():
         functions = [
@@ -275,7 +307,9 @@ def _nothing_found(signatures: Signatures, conventions: Sequence[Convention]) ->
     there = ", ".join(sorted(signatures)[:20]) or "none"
     if len(conventions) == 1:
         ways = [calls for level in conventions[0].levels for calls in conventions[0].ways(level)]
-        calls = "; or ".join(" and ".join(str(signature) for signature in way.signatures) for way in ways)
+        calls = "; or ".join(
+            " and ".join(f"{signature} -> {signature.results}" for signature in way.signatures) for way in ways
+        )
         return f"expected functions that {conventions[0].name} calls: {calls}. Got these: {there}"
     return (
         f"expected functions that a convention calls, such as rnn_forward and rnn_backward, got these: {there}. "
@@ -304,6 +338,8 @@ def _binding(signature: Signature, signatures: Signatures, convention: Conventio
             _check_order(signature, own, names)
             return names
     if len(own) > len(takes):  # the others have defaults, or Python will say that they are missing
+        if not set(takes) <= set(own):
+            _check_order(signature, own[: len(takes)], takes)
         return takes
     raise Failure(
         "signature",
@@ -342,7 +378,8 @@ def _program(candidate: Candidate, calls: Calls, problem: Problem, dtype: npt.DT
             for name in names
         )
         own = candidate.runner.signatures().get(signature.function)
-        by_name = own is not None and names == own and names != tuple(slots)
+        by_name = own is not None and set(names) <= set(own) and names != own[: len(names)]
+        by_name = by_name or (own is not None and names == own and names != tuple(slots))
         made.append(
             Call(signature.function, keywords=dict(zip(names, arguments, strict=True)))
             if by_name
@@ -420,6 +457,7 @@ def _answer(convention: Convention, calls: Calls, problem: Problem, program: Pro
         wanted += [f"d{name}" for name in takes]
         found |= {f"d{name}": value for name, value in gradients.items()}
 
+    unknown = [key for value in outcome.results for key in _keys(value) if convention.layout(str(key), calls) is None]
     values: dict[str, Array] = {}
     odd: dict[str, Array] = {}
     troubles: dict[str, str] = {}
@@ -432,8 +470,13 @@ def _answer(convention: Convention, calls: Calls, problem: Problem, program: Pro
         symbol, axes = layout
         if name in wanted and symbol.startswith("d"):
             names[symbol] = name
+        if name not in found and _is_optional(name, wanted, convention, calls):
+            del names[symbol]
+            continue
         if name not in found:
-            troubles[symbol] = f"missing: expected a result named {name}"
+            others = [key for key in unknown if key not in found]
+            got = f", got {', '.join(map(str, others[:10]))}" if others else ""
+            troubles[symbol] = f"missing: expected a result named {name}{got}"
             continue
         array, trouble = _as_array(found[name])
         if array is None:
@@ -453,6 +496,13 @@ def _answer(convention: Convention, calls: Calls, problem: Problem, program: Pro
             troubles[symbol] = f"expected shape {expected}, got {array.shape}"
     changed = tuple(f"{name} ({program.calls[index].function})" for index, name in outcome.changed)
     return Answer(values, odd, troubles, names, changed, single, rounded)
+
+
+def _keys(value: Any) -> list[Any]:
+    """The keys of a dict that was returned, alone or in a tuple."""
+    if isinstance(value, Mapping):
+        return list(value)
+    return [key for part in value for key in _keys(part)] if isinstance(value, tuple) else []
 
 
 def _unpacked(signature: Signature, value: Any, convention: Convention, calls: Calls) -> dict[str, Any]:
@@ -481,9 +531,16 @@ def _unpacked(signature: Signature, value: Any, convention: Convention, calls: C
             else:
                 raise Failure("return", _wrong_number(signature, slot.members, _described(part)), signature.function)
         return found
-    if len(value) == len(members):
-        return dict(zip(members, value, strict=True))
+    for asked in (members, tuple(name for name in members if not _is_optional(name, members, convention, calls))):
+        if len(value) == len(asked):
+            return dict(zip(asked, value, strict=True))
     raise Failure("return", _wrong_number(signature, members, f"{len(value)} values"), signature.function)
+
+
+def _is_optional(name: str, members: Sequence[str], convention: Convention, calls: Calls) -> bool:
+    """Whether a homework may leave a result out: beside a loss the gradients of x and of the initial state."""
+    symbols = {(convention.layout(each, calls) or ("",))[0] for each in members}
+    return "loss" in symbols and (convention.layout(name, calls) or ("",))[0] in ("dx", "dh0")
 
 
 def _wrong_number(signature: Signature, members: tuple[str, ...], got: str) -> str:

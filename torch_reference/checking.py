@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from torch_reference import rendering
-from torch_reference.candidates import beside, find_candidate, fitting, namespace_of
+from torch_reference.candidates import Candidate, beside, find_candidate, fitting, incomplete, namespace_of
 from torch_reference.child import Failure
 from torch_reference.conventions import CONVENTIONS, LEVELS, Calls, Convention, find_convention
 from torch_reference.course_problems import Problem, Sizes
 from torch_reference.judging import Settings, catalogue, judge
-from torch_reference.reports import HINTS, Report
+from torch_reference.mistakes import MISTAKES
+from torch_reference.reports import HINTS, LevelReport, Report
 from torch_reference.running import Child, InProcess, Runner
 
 __all__ = ["MEMORY", "SECONDS", "assert_gradients", "catalogue", "check"]
@@ -48,6 +49,7 @@ def check(
     batch: str | None = None,
     parameter_gradients: str | None = None,
     clip: float | None = None,
+    arrays: str | None = None,
     seconds: float = SECONDS,
     memory: int = MEMORY,
 ) -> Report:
@@ -72,6 +74,7 @@ def check(
         batch: Instead of the convention's: "sum", "mean".
         parameter_gradients: Instead of the convention's: "sum", "mean".
         clip: Instead of the convention's; the last of the levels looked at clips, not those that it calls.
+        arrays: Instead of the convention's: what it is given, "numpy" or "torch".
         seconds: How long loading a file may take, and each call.
         memory: Bytes that a file may use.
 
@@ -102,6 +105,7 @@ def check(
         "batch": batch,
         "parameter_gradients": parameter_gradients,
         "clip": clip,
+        "arrays": arrays,
     }
     if known is not None:
         known = known.changed(**options)  # refuses before anything runs
@@ -145,7 +149,8 @@ def _check_types(convention: Any, seed: Any, sizes: Any, problem: Any) -> None:
     )
     for name, value, kind, words in kinds:
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise TypeError(f"check: expected {name} to be {words}, got {value!r}")
+            pair = ": give two functions as a pair, (forward, backward)" if callable(value) else ""
+            raise TypeError(f"check: expected {name} to be {words}, got {value!r}{pair}")
     if seed < 0:
         raise ValueError(f"check: expected seed to be at least 0, got {seed}")
     unknown = set(sizes or {}) - set(Sizes._fields)
@@ -205,6 +210,10 @@ def _with_functions(
     """Return the convention with a level that calls functions of these names."""
     if convention is None:
         raise ValueError(f"check: expected a convention for {', '.join(functions)}; there are {', '.join(CONVENTIONS)}")
+    there = runner.signatures()
+    if missing := [name for name in functions if name not in there]:
+        known = ", ".join(sorted(there)[:20]) or "none"
+        raise Failure("missing", f"expected functions {', '.join(missing)} in the file, it has these: {known}")
     for each in LEVELS[::-1] if level is None else (level,):
         for calls in convention.ways(each):
             if len(calls.functions) == len(functions):
@@ -224,23 +233,54 @@ def _renamed(calls: Calls, functions: tuple[str, ...]) -> Calls:
 def _check_runner(
     name: str, runner: Runner, convention: Convention | None, settings: Settings, options: Mapping[str, Any]
 ) -> Report:
-    notes = []
     try:
         candidate = find_candidate(runner, convention, settings.level)
     except Failure as failure:
         named = "" if convention is None else convention.name
         title = "" if convention is None else convention.title
         return Report(name, named, title, trouble=failure.message, seed=settings.seed, hints=settings.hints)
-    if convention is None:
-        alike = [each.name for each in fitting(runner.signatures()) if each.name != candidate.convention.name]
-        notes.append(f"convention recognised by its functions: {candidate.convention.name}")
-        if alike:
-            notes.append(f"{', '.join(alike)} has the same functions: name the convention if that is meant")
-        if others := beside(candidate):
-            notes.append(f"not looked at: {'; '.join(others)}: name the convention if that is meant")
+    if convention is not None:
+        return _judged(name, candidate, settings, options)
+    known = [each for each in fitting(runner.signatures()) if settings.level is None or settings.level in each.levels]
+    fitting_ones = [find_candidate(runner, each, settings.level) for each in known] or [candidate]
+    reports = [_judged(name, each, settings, options) for each in fitting_ones]
+    best = min(reports, key=_doubt)
+    notes = [f"convention recognised by its functions: {best.convention}"]
+    for report in reports:
+        if report is not best:
+            notes.append(
+                f"{report.convention} has the same functions, and as that it is {report.verdict}: name what is meant"
+            )
+    if others := beside(fitting_ones[reports.index(best)]):
+        notes.append(f"not looked at: {'; '.join(others)}: name the convention if that is meant")
+    return replace(best, notes=(*notes, *best.notes))
+
+
+def _judged(name: str, candidate: Candidate, settings: Settings, options: Mapping[str, Any]) -> Report:
+    """Judge all levels of a homework; the last of them is the one that clips."""
     used = candidate.convention.changed(**options)
     inner = replace(candidate, convention=replace(used, clip=None))  # what the last level calls does not clip
     last = replace(candidate, convention=used)
     *called, outermost = candidate.ways
     levels = (*(judge(inner, level, settings) for level in called), judge(last, outermost, settings))
-    return Report(name, used.name, used.title, levels, "", tuple(notes), settings.seed, settings.hints)
+    notes = tuple(incomplete(candidate)) if settings.level is None else ()
+    return Report(name, used.name, used.title, _seen_elsewhere(levels), "", notes, settings.seed, settings.hints)
+
+
+def _doubt(report: Report) -> tuple[int, int]:
+    """Order reports of the same homework by conventions that have the same functions: the one meant comes first."""
+    main = report.main
+    findings = 0 if main is None else len(main.findings) + 10 * bool(main.unexplained)
+    return ("right", "wrong", "unusable").index(report.verdict), findings
+
+
+def _seen_elsewhere(levels: tuple[LevelReport, ...]) -> tuple[LevelReport, ...]:
+    """Leave out of what a level cannot see what another one sees."""
+    seen = {
+        id_
+        for level in levels
+        if level.verdict == "right"
+        for id_, mistake in MISTAKES.items()
+        if level.level in mistake.levels and id_ not in {hidden for hidden, _, _ in level.blind}
+    }
+    return tuple(replace(level, blind=tuple(each for each in level.blind if each[0] not in seen)) for level in levels)

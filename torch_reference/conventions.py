@@ -7,7 +7,7 @@ they are those of the step before), K outputs; "1" is an axis of length one that
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
@@ -177,16 +177,23 @@ class Convention:
             raise ValueError(f"{self._who}: expected time to be last, since the targets have no time axis")
         if not self.has("x"):
             raise ValueError(f"{self._who}: expected a name for x among {', '.join(self.names)}")
+        if not isinstance(self.levels, Mapping) or not self.levels:
+            raise ValueError(f"{self._who}: expected levels to map at least one of {', '.join(LEVELS)} to Calls")
         for level in self.levels:
             if level not in LEVELS:
                 raise ValueError(f"{self._who}: expected levels among {', '.join(LEVELS)}, got {level!r}")
             for calls in self.ways(level):
+                if not isinstance(calls, Calls):
+                    raise ValueError(
+                        f"{self._who}: expected {level} to be Calls, or a tuple of Calls, got {type(calls).__name__}"
+                    )
                 self._check_names({**self.names, **calls.names})
                 for signature in calls.signatures:
                     self._check_signature(signature, calls)
                 for name in (*calls.set, *calls.read):
                     if self.layout(name, calls) is None and name not in SIZES:
                         raise ValueError(f"{self._who}: expected {name!r} to have a layout")
+                self._check_level(level, calls)
 
     @property
     def _who(self) -> str:
@@ -219,6 +226,41 @@ class Convention:
                         f"{self._who}: expected {signature} to take names with a layout, or what the "
                         f"call before it returns, got {name!r}"
                     )
+
+    def _check_level(self, level: str, calls: Calls) -> None:
+        """Refuse calls by which nothing could be judged."""
+
+        def laid_out(names: Iterable[str]) -> list[tuple[str, str]]:
+            return [layout for name in names if (layout := self.layout(name, calls)) is not None]
+
+        def members(slots: Iterable[Slot]) -> list[str]:
+            return [name for slot in slots for name in slot.members or (slot.name,)]
+
+        for signature in calls.signatures:
+            symbols = [symbol for symbol, _ in laid_out(members(signature.takes))]
+            if twice := [symbol for symbol in dict.fromkeys(symbols) if symbols.count(symbol) > 1]:
+                raise ValueError(f"{self._who}: expected {signature} to take {', '.join(twice)} once")
+        taken = laid_out([*(name for each in calls.signatures for name in members(each.takes)), *calls.set])
+        returned = laid_out([*(name for each in calls.signatures for name in members(each.returns)), *calls.read])
+        given = {symbol for symbol, _ in taken}
+        calls_text = " and ".join(map(str, calls.signatures))
+        differentiated = {symbol[1:] for symbol, _ in returned if symbol.startswith("d")} & {*PARAMETERS, "x", "h0"}
+        if not (differentiated or calls.autograd):
+            raise ValueError(f"{self._who}: expected {calls_text} to return a gradient at the level {level}")
+        if strange := sorted(differentiated - given):
+            raise ValueError(
+                f"{self._who}: expected {calls_text} to take what gradients are returned of, got none of "
+                + ", ".join(self.name_of(symbol, calls) for symbol in strange)
+            )
+        wanted = "y" if level == "network" else "dh"
+        if wanted not in given and not calls.autograd:
+            what = "the targets" if wanted == "y" else "the upstream gradient"
+            raise ValueError(f"{self._who}: expected {calls_text} to take {what}, {self.name_of(wanted, calls)}")
+        if level == "step" and any("T" in axes for _, axes in taken + returned):
+            raise ValueError(f"{self._who}: expected no axis T in the arrays of one step, {calls_text}")
+        batched = {"N" in axes for symbol, axes in taken + returned if symbol in ("x", "h", "dh", "dx", "y", "o", "p")}
+        if len(batched) > 1:
+            raise ValueError(f"{self._who}: expected an axis N in all of x, h and y, or in none, in {calls_text}")
 
     def ways(self, level: str) -> tuple[Calls, ...]:
         """The ways in which a level may be called; () where the convention has no such level."""

@@ -1,33 +1,34 @@
 """The judgement of one level of one homework: is it right, where is it wrong first, and what explains it?
 
-What is asked, in this order: a problem, the same once more, the same with another forward pass in between, and a
-second, longer problem. T steps, N batch rows, D inputs, H hidden units, K outputs.
+What is asked, in this order: a problem, the same once more, the same with another forward pass in between, a second
+problem of other sizes, and where all that is right a long one. T steps, N batch rows, D inputs, H hidden units, K
+outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from torch_reference import localisation
+from torch_reference import facts, localisation
 from torch_reference.candidates import Answer, Candidate
 from torch_reference.child import Failure
 from torch_reference.conventions import to_course
 from torch_reference.course_problems import (
-    LENIENT,
     TOLERANCE,
+    VAGUE,
     Problem,
     Sizes,
-    allowed_in_float32,
+    allowances,
     asked_for,
     check_problem,
     kind_of,
-    longer,
+    long,
+    others,
     posed,
     standard_sizes,
     truth,
@@ -43,57 +44,13 @@ from torch_reference.diagnosis import (
     relative_error,
 )
 from torch_reference.localisation import Place
-from torch_reference.mistakes import MISTAKES, Plant, factors, planted
+from torch_reference.mistakes import LAST_FOR_FIRST, MISTAKES, Plant, factors, is_guarded, planted
 from torch_reference.reports import Finding, FirstWrong, GradientReport, LevelReport
 from torch_reference.workings import Workings
 
 Array = npt.NDArray[Any]
 
 FORWARD = ("h", "o", "p", "loss")
-
-# what goes wrong between calls, or with what is returned; the numbers are those of docs/coursework.md
-PROTOCOL = {
-    "M15": (
-        "state of the call before",
-        "A sequence starts with what the one before it left.",
-        "Where is the state, or the gradient that travels back in time, set before the loop?",
-    ),
-    "P1": (
-        "argument changed in place",
-        "A function changes an array that it was given.",
-        "Whoever calls it still needs that array: a check that uses it afterwards compares with other numbers. Make a "
-        "new array, or a copy.",
-    ),
-    "P2": (
-        "gradients not set to zero",
-        "The gradients of the parameters grow from call to call: they are added to those of the call before.",
-        "Where are they set to zero?",
-    ),
-    "P5": (
-        "something kept between calls",
-        "The same call gives other results the second time, or after another call in between.",
-        "Which variables outlive the function? What the backward pass needs belongs into the cache.",
-    ),
-    "P6": (
-        "argument not used",
-        "The function does not use an argument but something else in its place.",
-        "Compare the names in the function with those of its parameters: is there a global variable of the file, left "
-        "from an earlier run, with a similar name?",
-    ),
-    "P8": (
-        "weights made inside the function",
-        "The function does not use the weights that it is given but others.",
-        "Where do the weights come from, and when?",
-    ),
-    "S1": ("result missing", "A gradient is not returned.", "Compare what you return with what is asked for."),
-    "S2": ("shape", "A gradient does not have the shape of what it belongs to.", "Compare the shapes."),
-    "S3": ("type", "A gradient is no array of numbers.", "What do you return?"),
-    "S4": (
-        "not finite",
-        "There are NaN or infinite numbers in the result.",
-        "Look for an overflow, a division by zero or a logarithm of zero, and at arrays that were never filled.",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -154,7 +111,7 @@ class _Level:
             posing = [(problem, witnessed_truth(problem))]
         else:
             first = _completed(settings.sizes, standard_sizes(kind))
-            second = longer(kind, standard_sizes(kind)) if settings.sizes is None else first
+            second = others(kind, standard_sizes(kind)) if settings.sizes is None else first
             posing = [
                 posed(kind, settings.seed, first, False, settings.dtype),
                 posed(kind, settings.seed + 1, second, kind.tokens, settings.dtype),
@@ -166,6 +123,9 @@ class _Level:
             for right, problem in zip(self.truths, self.problems, strict=True)
         ]
         self.usual = settings.problem is None and settings.sizes is None
+        self.kind, self.settings = kind, settings
+        self._kept: list[Problem] = []
+        self._allowances: dict[int, dict[bool, dict[str, float]]] = {}
         self.notes: list[str] = []
         self._single = False  # whether anything came out of float32 so far
 
@@ -195,6 +155,20 @@ class _Level:
             if self._is_wrong(answer, index):
                 order = [index, *(other for other in range(len(asked)) if other != index)]
                 return self._wrong([asked[each] for each in order], index, again)
+        if (lasting := self._asked_for_long()) is not None:
+            return lasting
+        if (overwritten := self._asked_to_add_up(answers[0])) is not None:
+            return overwritten
+        for index, answer in enumerate(answers):
+            if undecided := self._undecided(answer, index):
+                precision = "float32" if answer.single else "float64"
+                raise Failure(
+                    "vague",
+                    f"on this problem {precision} cannot judge {facts.joined(undecided)}: large terms cancel, and the "
+                    "plain loop itself is off by about as much; take another seed, other sizes or another problem",
+                )
+        if self._guarded(answers[0]):
+            self.notes.append("the logarithm of the loss is guarded against zero by a small number")
         return LevelReport(
             self.level,
             self.calls.functions,
@@ -205,6 +179,63 @@ class _Level:
             sizes=self._shown_sizes(),
         )
 
+    def _asked_to_add_up(self, first: Answer) -> LevelReport | None:
+        """A class holds the gradients of its weights: those of the next step are added to them, or it is wrong."""
+        if self.level != "step" or self.calls.owner is None or not self.calls.read:
+            return None
+        answer, wanted = self.candidate.twice(self.level, self.problems[0], self.dtype), self.wanted[0]
+
+        def is_times(count: int, symbol: str) -> bool:
+            error = relative_error(answer.values.get(symbol, np.array(np.nan)), count * wanted[symbol])
+            return error <= first.tolerance(symbol)
+
+        wrong = [each for each in first.names if localisation.is_parameter(each) and not is_times(2, each)]
+        if not wrong:
+            return None
+        overwritten = all(is_times(1, each) for each in wrong)
+        gone = "right after one step; after a second one " + (
+            "the first one's share is gone" if overwritten else "wrong"
+        )
+        mistake = MISTAKES["M35"]
+        return LevelReport(
+            self.level,
+            self.calls.functions,
+            "wrong",
+            tuple(
+                replace(each, ok=False, trouble=gone) if each.symbol in wrong else each
+                for each in self._gradients(first, 0)
+            ),
+            self._first_wrong(Place(wrong[0], None), first, 0),
+            (Finding(mistake.id, mistake.title, mistake.cause, mistake.hint),) if overwritten else (),
+            unexplained="" if overwritten else "what a second step adds",
+            notes=tuple(self.notes),
+            sizes=self._shown_sizes(),
+        )
+
+    def _asked_for_long(self) -> LevelReport | None:
+        """Ask for a long sequence, where truncation after many steps shows; None if that is right."""
+        sizes = long(self.kind)
+        if not self.usual or sizes is None:
+            return None
+        problem, right = posed(self.kind, self.settings.seed + 2, sizes, self.kind.tokens, self.settings.dtype)
+        self.problems.append(problem)
+        self.truths.append(right)
+        self.wanted.append(asked_for(right, problem, self.convention))
+        index = len(self.problems) - 1
+        try:
+            answer = self._ask(index)
+        except Failure as failure:
+            shown = ", ".join(f"{name}={size}" for name, size in self._shown_sizes(index).items())
+            message = f"{failure.message}\nThe first calls went well; this was one with other sizes: {shown}"
+            raise Failure(failure.kind, message, failure.function) from None
+        return self._wrong([Asked(problem, answer)], index, None) if self._is_wrong(answer, index) else None
+
+    def _guarded(self, answer: Answer) -> bool:
+        """Whether the loss is right but for a guard against the logarithm of zero."""
+        if "loss" not in answer.values:
+            return False
+        return relative_error(answer.values["loss"], self.wanted[0]["loss"]) > answer.tolerance("loss")
+
     def _ask(self, index: int, between: Problem | None = None) -> Answer:
         return self._ask_about(self.problems[index], self.truths[index], between)
 
@@ -212,13 +243,30 @@ class _Level:
         answer = self.candidate.ask(self.level, problem, self.dtype, between)
         plain = bool((right["h"] == right["h"].astype(np.float32)).all())  # numbers that float32 can hold anyway
         self._single = self._single or answer.single or (answer.rounded and not plain)
-        return replace(answer, single=self._single, allowed=allowed_in_float32(problem, right) if self._single else {})
+        if id(problem) not in self._allowances:
+            wanted = asked_for(right, problem, self.convention)
+            self._allowances[id(problem)] = allowances(problem, wanted, self.convention)
+            self._kept.append(problem)  # so that its id stays its own
+        return replace(answer, single=self._single, allowed=self._allowances[id(problem)][self._single])
 
     def _cancelling(self, answer: Answer) -> list[str]:
         """Say which gradients float32 can hardly judge."""
-        known = [(name, answer.tolerance(symbol)) for symbol, name in answer.names.items()]
-        vague = [f"{name} to {allowed:.0e}" for name, allowed in known if allowed > LENIENT]
+        vague = [f"{name} to {answer.tolerance(symbol):.0e}" for symbol, name in answer.names.items()]
+        vague = [each for each, symbol in zip(vague, answer.names, strict=True) if answer.tolerance(symbol) > VAGUE]
         return [f"large terms cancel here, float32 leaves some gradients vague: {', '.join(vague)}"] if vague else []
+
+    def _undecided(self, answer: Answer, index: int) -> list[str]:
+        """The results that rounding alone may have made what they are, and that may as well be wrong."""
+        wanted = self.wanted[index]
+        symbols = [
+            symbol
+            for symbol, value in answer.values.items()
+            if symbol in wanted
+            and symbol != "loss"
+            and relative_error(value, wanted[symbol]) > answer.tolerance(symbol)
+        ]
+        names = [answer.names.get(symbol) or self.convention.name_of(symbol, self.calls) for symbol in symbols]
+        return [f"{name} (to {answer.allowed[symbol]:.0e})" for name, symbol in zip(names, symbols, strict=True)]
 
     def _shown_sizes(self, index: int = 0) -> dict[str, int]:
         return dict(self.problems[index].sizes._asdict())
@@ -227,7 +275,9 @@ class _Level:
         if symbol in answer.troubles or symbol not in answer.values:
             return False
         wanted = self.wanted[index][symbol]
-        return relative_error(answer.values[symbol], wanted) <= answer.tolerance(symbol)
+        error = relative_error(answer.values[symbol], wanted)
+        near = answer.allowed.get(symbol, answer.tolerance(symbol))
+        return error <= near or (symbol == "loss" and is_guarded(self.problems[index], answer.values[symbol], near))
 
     def _is_wrong(self, answer: Answer, index: int) -> bool:
         looked_at = [*answer.names, *answer.troubles, *answer.values]
@@ -275,19 +325,16 @@ class _Level:
         """Explain a wrong answer, the first of `asked`, to problem `index`; `again` is the next one to the same."""
         answer, problem = asked[0].answer, asked[0].problem
         diagnosis = diagnose(asked, self.convention, self.calls)
-        findings = [_finding(plant) for plant in diagnosis.found]
-        if not diagnosis.explanations:
-            findings += self._ignored_arguments(answer, index)
         possible = [
             replace(_finding(plants[0]), title=" and ".join(plant.mistake.title for plant in plants))
             for plants in (diagnosis.explanations if len(diagnosis.explanations) > 1 else ())
         ]
-        findings += self._malformed(answer, asked, diagnosis)
-        if answer.changed:
-            findings.append(self._changed(answer))
-        if again is not None and _differ(answer, again) and not any(finding.id == "P8" for finding in findings):
-            id_, note, _ = self._what_is_kept(answer, Asked(problem, again), planted(diagnosis.found))
-            findings.append(_protocol(id_, note))
+        findings = [_finding(plant) for plant in diagnosis.found]
+        findings += self._facts(asked[0], index, diagnosis, again)
+        h0 = self.convention.name_of("h0", self.calls)
+        if diagnosis.found and diagnosis.found[0].variant.note == LAST_FOR_FIRST:
+            spoilt = [replace(each, explains=True) for each in findings if each.id == "P5" and h0 in each.note]
+            findings = spoilt or findings  # the last state was written over h_0: one mistake, not two
         seen = localisation.see(answer, problem, self.truths[index], self.convention)
         place = self._place(asked[0], seen, index, diagnosis)
         if place is None and answer.troubles:
@@ -300,12 +347,41 @@ class _Level:
             self._first_wrong(place, answer, index, bool(diagnosis.found) or "da" in seen.values),
             tuple(findings),
             tuple(possible),
+            self._unexplained(answer, diagnosis, findings, index),
             self._over_time(seen, answer, index),
             self._lags(index),
             (*self.notes, *self._factor(answer, index, diagnosis), *self._ambiguous(index)),
             () if self.usual else self._blind(asked[0]),
             self._shown_sizes(index),
         )
+
+    def _facts(self, asked: Asked, index: int, diagnosis: Diagnosis, again: Answer | None) -> list[Finding]:
+        """What was seen beside the numbers."""
+        answer = asked.answer
+        slots = planted(diagnosis.found)
+        found = []
+        forward = [name for name in ("h", "hT", "loss", "p", "o") if name in answer.values]
+        if not diagnosis.explanations and not all(self._symbol_is_right(name, answer, index) for name in forward):
+            found += facts.ignored_arguments(self.candidate, self.level, asked.problem, forward)
+        covered = _explained(Fit(asked, self.convention, self.calls), slots) if diagnosis.found else set()
+        found += facts.malformed(answer, self.wanted[index], self.convention, self.calls, covered)
+        if answer.changed:
+            found.append(facts.changed(answer, self.convention, self.calls))
+        if again is not None and facts.differ(answer, again) and not any(each.id == "P8" for each in found):
+            kept = Asked(asked.problem, again)
+            id_, note, _ = facts.what_is_kept(answer, kept, slots, self.convention, self.calls)
+            found.append(facts.fact(id_, note, explains=id_ != "P5" and bool(diagnosis.found)))
+        return found
+
+    def _unexplained(self, answer: Answer, diagnosis: Diagnosis, findings: Sequence[Finding], index: int) -> str:
+        """What no finding explains."""
+        if diagnosis.forward_alone and diagnosis.explanations:
+            return "the gradients beside it"
+        explained = diagnosis.explanations or any(each.explains or each.id in ("P6", "P8") for each in findings)
+        wrong = [symbol for symbol in answer.names if not self._symbol_is_right(symbol, answer, index)]
+        shapeless = bool(wrong) and all(symbol in answer.troubles for symbol in wrong)  # no numbers to explain
+        infinite = bool(wrong) and all(not np.isfinite(answer.values.get(symbol, np.nan)).all() for symbol in wrong)
+        return "" if explained or shapeless or infinite else "these numbers"
 
     def _place(self, asked: Asked, seen: localisation.Seen, index: int, diagnosis: Diagnosis) -> Place | None:
         right, wanted = self.truths[index], self.wanted[index]
@@ -319,14 +395,36 @@ class _Level:
         return (places.pop() if len(places) == 1 else None) or by_numbers
 
     def _what_arrived(self, place: Place | None, asked: Asked, index: int) -> Place | None:
-        """Where dL/da of the last step is wrong: is it what arrived, dL/dh, or what the activation made of it?
+        """Where dL/da is the first that is wrong: is it what arrived, dL/dh, or what the activation made of it?"""
+        if place is None or place.seen or place.step is None or place.symbol not in ("dh", "da"):
+            return place
+        if place.either and place.step == len(asked.problem.x) - 1:
+            return self._at_the_last_step(place, asked, index)
+        problem = asked.problem
+        if place.either or place.symbol != "dh":
+            return place
+        if problem.upstream is None:
+            return replace(place, either=True)
+        alone = np.zeros_like(problem.upstream)
+        alone[place.step] = problem.upstream[place.step]
+        posed = replace(problem, upstream=alone)
+        right = truth(posed)
+        answer = self._ask_about(posed, right)
+        seen = localisation.see(answer, posed, right, self.convention)
+        if "da" not in seen.values:
+            return replace(place, either=True)
+        error = localisation.step_errors(seen.values["da"], right["da"])[place.step]
+        return Place("da", place.step, False) if error > localisation.READ_OFF[answer.single] else place
+
+    def _at_the_last_step(self, place: Place, asked: Asked, index: int) -> Place:
+        """Tell dL/dh from dL/da of the last step, at which nothing arrives but what is given.
 
         The same upstream gradient is given with other states, then another one with the same. What is left of dL/da
         without the true derivative changes with the states only if that derivative is wrong, and does not change with
         the upstream gradient if this is not in it. Where it is a multiple of what should arrive, it may be either.
         """
         problem, T = asked.problem, len(asked.problem.x)
-        if place is None or not place.either or place.step != T - 1 or problem.upstream is None:
+        if problem.upstream is None:
             return place
         other = _with_other_states(problem)
         turned = replace(problem, upstream=problem.upstream[:, :, ::-1].copy())
@@ -369,14 +467,14 @@ class _Level:
         if symbol in FORWARD:
             earlier = forward[: forward.index(symbol)] if symbol in forward else []
             until = [] if step in (None, 1) else [f"t=1 to {step - 1}" if step and step > 2 else "t=1"]
-            return _joined([*earlier, *until])
+            return facts.joined([*earlier, *until])
         upstream = ["dL/do"] if self.level == "network" else []
         if symbol == "do":
-            return _joined([*forward, *([] if step in (None, T) else [_later(step, T)])])
+            return facts.joined([*forward, *([] if step in (None, T) else [_later(step, T)])])
         if symbol in ("dh", "da"):
             own = ["dL/dh"] if symbol == "da" and step == T and through_time else []
-            return _joined([*(upstream or forward), *own, *([] if step in (None, T) else [_later(step, T)])])
-        return _joined([*upstream, "dL/dh", "dL/da"]) if through_time else ""
+            return facts.joined([*(upstream or forward), *own, *([] if step in (None, T) else [_later(step, T)])])
+        return facts.joined([*upstream, "dL/dh", "dL/da"]) if through_time else ""
 
     def _over_time(self, seen: localisation.Seen, answer: Answer, index: int) -> dict[str, tuple[float | None, ...]]:
         rows: dict[str, tuple[float | None, ...]] = {}
@@ -435,52 +533,6 @@ class _Level:
             rows.append((mistake.id, mistake.title, why))
         return tuple(rows)
 
-    def _malformed(self, answer: Answer, asked: Sequence[Asked], diagnosis: Diagnosis) -> list[Finding]:
-        """Missing, misshapen and infinite results that no explanation covers."""
-        found = []
-        exchanged = self._exchanged(answer)
-        if exchanged:
-            names = _joined([answer.names[symbol] for symbol in exchanged])
-            found.append(_protocol("S2", f"{names} look exchanged, each has the other's shape"))
-        explained = Fit(asked[0], self.convention, self.calls)
-        slots = planted(diagnosis.found)
-        for symbol, trouble in answer.troubles.items():
-            name = answer.names.get(symbol) or self.convention.name_of(symbol, self.calls)
-            if symbol in exchanged:
-                continue
-            if symbol in answer.odd:
-                if not (diagnosis.found and symbol in _explained(explained, slots)):
-                    found.append(_protocol("S2", f"{name}: {trouble}"))
-            else:
-                found.append(_protocol("S1" if trouble.startswith("missing") else "S3", f"{name}: {trouble}"))
-        if not diagnosis.found:
-            infinite = [
-                answer.names.get(symbol, symbol)
-                for symbol, value in answer.values.items()
-                if not np.isfinite(value).all()
-            ]
-            if infinite:
-                found.append(_protocol("S4", ", ".join(infinite)))
-        return found
-
-    def _exchanged(self, answer: Answer) -> tuple[str, ...]:
-        """Two gradients, each of which has the other's shape."""
-        shapes = {}
-        for symbol in answer.odd.keys() & answer.names.keys():
-            layout = self.convention.layout(answer.names[symbol], self.calls)
-            if layout is not None:
-                shapes[symbol] = to_course(self.wanted[0][symbol], *layout).shape
-        for one, other in combinations(sorted(shapes), 2):
-            if answer.odd[one].shape == shapes[other] and answer.odd[other].shape == shapes[one]:
-                return one, other
-        return ()
-
-    def _changed(self, answer: Answer) -> Finding:
-        """Say which arguments were changed: the state and the weights, or what is handed back in time."""
-        kept = {self.convention.name_of(symbol, self.calls) for symbol in ("h0", "U", "W", "V", "b", "b2", "c")}
-        names = [text.split(" ")[0].split("'")[1] if "'" in text else text.split(" ")[0] for text in answer.changed]
-        return _protocol("P5" if set(names) <= kept else "P1", f"{', '.join(answer.changed)} changed in place")
-
     def _changed_arguments(self, answer: Answer) -> LevelReport:
         T = len(self.problems[0].x)
         return LevelReport(
@@ -489,7 +541,7 @@ class _Level:
             "wrong",
             self._gradients(answer, 0),
             FirstWrong(f"argument {answer.changed[0]}", None, T, "every gradient"),
-            (self._changed(answer),),
+            (facts.changed(answer, self.convention, self.calls, explains=True),),
             notes=tuple(self.notes),
             sizes=self._shown_sizes(),
         )
@@ -512,7 +564,9 @@ class _Level:
                 continue
             self.notes.append(f"right the first time, wrong {when}: the table shows the second answer")
             asked = Asked(self.problems[0], again)
-            id_, note, place = ("P5", when, None) if between is not None else self._what_is_kept(answer, asked, {})
+            id_, note, place = "P5", when, None
+            if between is None:
+                id_, note, place = facts.what_is_kept(answer, asked, {}, self.convention, self.calls)
             if place is None:  # by the numbers; asking once more would not give this answer again
                 seen = localisation.see(again, first, self.truths[0], self.convention)
                 place = localisation.first_seen(seen, again, self.wanted[0], self.truths[0], len(first.x))
@@ -524,61 +578,11 @@ class _Level:
                 "wrong",
                 self._gradients(again, 0),
                 self._first_wrong(place, again, 0),
-                (_protocol(id_, note),),
+                (facts.fact(id_, note, explains=True),),
                 notes=tuple(self.notes),
                 sizes=self._shown_sizes(),
             )
         return None
-
-    def _what_is_kept(self, first: Answer, asked: Asked, slots: Mapping[str, Any]) -> tuple[str, str, Place | None]:
-        """Name what the second answer has left from the first; `slots` hold the mistakes that explain the first."""
-        answer, fit = asked.answer, Fit(asked, self.convention, self.calls)
-        parameters = [symbol for symbol in answer.names if localisation.is_parameter(symbol)]
-        if not _differ(_grown(first, parameters), answer):
-            summed = next(symbol for symbol in localisation.SUMS if symbol in parameters)
-            return "P2", "twice as large the second time", Place(summed, None)
-        later = replace(asked.problem, h0=fit.workings.value("hT", slots))
-        if Fit(Asked(later, answer), self.convention, self.calls).fits(slots):
-            return "M15", "h_0 is the last state of the call before", None
-        left = _Held(fit.workings.carry(slots))
-        for dh0 in ("own", "carry"):
-            later_slots = {"dh0": dh0, **slots, "initial": left}
-            if fit.fits(later_slots):
-                place = localisation.first_of_formula(fit.workings, later_slots, answer)
-                return "M15", "what flows back into the last step is what the call before left", place
-        return "P5", "the second time the same is asked", None
-
-    def _ignored_arguments(self, answer: Answer, index: int) -> list[Finding]:
-        """Where the forward pass is wrong: does it use what it is given?"""
-        forward = [name for name in ("h", "hT", "loss", "p", "o") if name in answer.values]
-        if all(self._symbol_is_right(name, answer, index) for name in forward):
-            return []
-        problem = self.problems[index]
-        first = self.candidate.states(self.level, problem)
-        forward = [name for name in forward if name in first and np.isfinite(first[name]).all()]
-        if not forward:
-            return []
-        if any(not _equal(first[name], again) for name, again in self.candidate.states(self.level, problem).items()):
-            return [_protocol("P8", "the same call gives other states")]
-        ignored = []
-        usual = Workings(problem, self.convention)
-        for symbol in ("U", "W", "b", "b2", "V", "c"):
-            if symbol not in problem.parameters:
-                continue
-            shifted = {**problem.parameters, symbol: problem.parameters[symbol] * 0.5 + 0.1}
-            changed = replace(problem, parameters=shifted)
-            other = Workings(changed, self.convention)
-            if all(_equal(usual.value(name, {}), other.value(name, {})) for name in forward):
-                continue  # nothing that is returned depends on it
-            if symbol == "c" and "p" in first and not np.allclose(first["p"].sum(-1), 1):
-                continue  # normalised over another axis, the probabilities may not show it
-            found = self.candidate.states(self.level, changed)
-            if all(_equal(first[name], found[name]) for name in forward):
-                ignored.append(self.convention.name_of(symbol))
-        if not ignored:
-            return []
-        note = f"the result stays the same whatever {_joined(ignored)} hold{'s' * (len(ignored) == 1)}"
-        return [_protocol("P8" if len(ignored) > 1 else "P6", note)]
 
 
 def _with_other_states(problem: Problem) -> Problem:
@@ -586,47 +590,9 @@ def _with_other_states(problem: Problem) -> Problem:
     return replace(problem, x=problem.x[:, ::-1] if problem.tokens else -problem.x, h0=-problem.h0)
 
 
-class _Held:
-    """An array that counts as one thing, to be a key."""
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-
-
-def _differ(first: Answer, again: Answer) -> bool:
-    """Whether two answers to the same question are different."""
-    if first.values.keys() != again.values.keys() or first.odd.keys() != again.odd.keys():
-        return True
-    if any(not _same_numbers(value, again.odd[symbol]) for symbol, value in first.odd.items()):
-        return True
-    return any(
-        not _same_numbers(value, again.values[symbol], again.tolerance(symbol))
-        for symbol, value in first.values.items()
-    )
-
-
-def _grown(answer: Answer, symbols: Sequence[str]) -> Answer:
-    """The answer with these gradients twice as large."""
-
-    def grown(arrays: Mapping[str, Array]) -> dict[str, Array]:
-        return {symbol: value * (2 if symbol in symbols else 1) for symbol, value in arrays.items()}
-
-    return replace(answer, values=grown(answer.values), odd=grown(answer.odd))
-
-
-def _same_numbers(one: Array, other: Array, tolerance: float = TOLERANCE[False]) -> bool:
-    if not (np.isfinite(one).all() and np.isfinite(other).all()):
-        return np.array_equal(one, other, equal_nan=True)
-    return one.shape == other.shape and relative_error(one, other) <= tolerance
-
-
 def _explained(fit: Fit, slots: Mapping[str, Any]) -> set[str]:
-    """The misshapen results that an explanation covers."""
-    return {symbol for symbol in fit.answer.odd if symbol in fit.symbols and fit.agrees(symbol, slots)}
-
-
-def _equal(one: Array, other: Array) -> bool:
-    return one.shape == other.shape and bool(np.allclose(one, other, rtol=1e-12, atol=0, equal_nan=True))
+    """The results that an explanation covers."""
+    return {symbol for symbol in fit.symbols if fit.agrees(symbol, slots)}
 
 
 def _later(step: int | None, T: int) -> str:
@@ -634,23 +600,12 @@ def _later(step: int | None, T: int) -> str:
     return f"t={T}" if step == T - 1 else f"t={T} to {step + 1}"
 
 
-def _joined(words: Sequence[str]) -> str:
-    if len(words) < 2:
-        return "".join(words)
-    return f"{', '.join(words[:-1])} and {words[-1]}"
-
-
 def _finding(plant: Plant) -> Finding:
     mistake = plant.mistake
     return Finding(mistake.id, mistake.title, mistake.cause, mistake.hint, plant.variant.note)
 
 
-def _protocol(id_: str, note: str) -> Finding:
-    title, cause, hint = PROTOCOL[id_]
-    return Finding(id_, title, cause, hint, note)
-
-
 def catalogue() -> dict[str, str]:
     """Map every finding's number to its title."""
     known = {id_: mistake.title for id_, mistake in MISTAKES.items()}
-    return known | {id_: words[0] for id_, words in PROTOCOL.items()}
+    return known | {id_: words[0] for id_, words in facts.FACTS.items()}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torch_reference.conventions import PARAMETERS
+from torch_reference.conventions import CONVENTIONS, PARAMETERS
 from torch_reference.course_problems import Problem
 from torch_reference.numerical import ACTIVATIONS
 from torch_reference.workings import (
@@ -104,6 +104,30 @@ def _local_twice(local: Array, carry: Array, starts: bool) -> Array:
     return 2 * local + carry
 
 
+def _weighted_product(weight: float, source: Array, W: Array) -> Array:
+    result: Array = weight * (source @ W)
+    return result
+
+
+def _factors_on_carry() -> Iterator[Variant]:
+    for weight, words in ((2.0, "it counts twice"), (0.5, "it counts half"), (-1.0, "it is subtracted")):
+        yield from _with_and_without_h0({"combine": partial(_weighted_carry, weight)}, words)
+        yield Variant({"matrix": partial(_weighted_product, weight), **_FOLLOWED}, words)
+
+
+def _without_W(source: Array, W: Array) -> Array:
+    return source
+
+
+def _slope_twice(problem: Problem, moment: Moment) -> Array:
+    result: Array = moment.z * SLOPES[problem.nonlinearity](moment.h)
+    return result
+
+
+def _on_top(new: Array, old: Array) -> Array:
+    return new + old
+
+
 def _weighted_carry(weight: float, local: Array, carry: Array, starts: bool) -> Array:
     return local + weight * carry
 
@@ -183,6 +207,9 @@ _DISPLACED = (
 
 def _displaced(problem: Problem, largest: float) -> Iterable[Variant]:
     return () if _last_loss_alone(problem) or problem.sizes.T == 1 else _DISPLACED
+
+
+_REVERSED = {"UWx": "in the sums and dx", "UW": "in the sums", "U": "in dU", "W": "in dW"}
 
 
 def _reversed_dx(name: str, value: Array, problem: Problem) -> Array:
@@ -274,6 +301,14 @@ def _plus_square(problem: Problem, moment: Moment) -> Array:
 
 def _states_after(states: States) -> Array:
     return states.h
+
+
+LAST_FOR_FIRST = "that of the last at the first step"
+
+
+def _last_before_first(states: States) -> Array:
+    """At the first step index -1 is that of the last."""
+    return np.concatenate([states.h[-1:], states.before[1:]])
 
 
 def _states_before(states: States) -> Array:
@@ -519,9 +554,19 @@ def _scaled_parameters(factor: float, name: str, value: Array, problem: Problem)
     return value * factor if name[1:] in PARAMETERS else value
 
 
+def _scaled_gradient(which: str, factor: float, name: str, value: Array, problem: Problem) -> Array:
+    return value * factor if name == which else value
+
+
 def _partial_scales(problem: Problem, largest: float) -> Iterator[Variant]:
     for name, factor in factors(problem).items():
         yield Variant({"after": partial(_scaled_parameters, factor)}, f"by {name}")
+    if _last_loss_alone(problem) or problem.sizes.T == 1:
+        return
+    for name, factor in factors(problem).items():
+        if set(name.split(" or ")) & {"N", "1/N", "T", "1/T"}:
+            for gradient in ("dU", "dW", "dV", "db", "dc")[: 5 if factor > 1 else 3]:  # a bias averaged is M36
+                yield Variant({"after": partial(_scaled_gradient, gradient, factor)}, f"by {name}, one of them alone")
 
 
 def _scaled_losses(problem: Problem, largest: float) -> Iterator[Variant]:
@@ -675,7 +720,19 @@ def _loss_above(floor: float, problem: Problem, p: Array) -> Array:
     return cross_entropy(problem, np.maximum(p, floor), problem.weights)
 
 
-_LOSSES_ABOVE = [partial(_loss_above, 10.0**-digits) for digits in range(5, 17)]  # guarded against the logarithm of 0
+def _loss_of_more(little: float, problem: Problem, p: Array) -> Array:
+    return cross_entropy(problem, p + little, problem.weights)
+
+
+_GUARDS = [10.0**-digits for digits in range(5, 17)]
+_LOSSES_ABOVE = [partial(_loss_above, guard) for guard in _GUARDS]  # guarded against the logarithm of 0
+
+
+def is_guarded(problem: Problem, loss: Array, tolerance: float) -> bool:
+    """Whether a loss is the right one but for a guard against the logarithm of zero: ln(p + ε), or ln max(p, ε)."""
+    p = Workings(problem, CONVENTIONS["goodfellow"]).value("p", {})
+    known = [guarded(problem, p) for guarded in (*_LOSSES_ABOVE, *(partial(_loss_of_more, guard) for guard in _GUARDS))]
+    return any(abs(float(loss) - float(value)) <= tolerance * abs(float(value)) for value in known)
 
 
 def _changed_probabilities(problem: Problem, largest: float) -> Iterator[Variant]:
@@ -760,11 +817,7 @@ _TABLE = (
         "carry with a factor",
         "What flows back from the next step enters with a factor.",
         "Is it added twice, or halved (B3)?",
-        _fixed(
-            *_with_and_without_h0({"combine": partial(_weighted_carry, 2.0)}, "it counts twice"),
-            *_with_and_without_h0({"combine": partial(_weighted_carry, 0.5)}, "it counts half"),
-            *_with_and_without_h0({"combine": partial(_weighted_carry, -1.0)}, "it is subtracted"),
-        ),
+        _fixed(*_factors_on_carry()),
         _THROUGH,
     ),
     Mistake(
@@ -825,10 +878,33 @@ _TABLE = (
     ),
     Mistake(
         "M17",
-        "dx in reverse order",
-        "The gradients of the inputs are those of the right steps, in reverse order.",
-        "A loop that runs backwards in time appends the last step first. Which step stands first in what you return?",
-        _fixed(Variant({"after": _reversed_dx})),
+        "steps in reverse order",
+        "The gradients of the steps are right, but put together in reverse order.",
+        "A loop that runs backwards in time appends the last step first. Which step stands first in the list?",
+        _fixed(
+            Variant({"after": _reversed_dx}, "in dx"),
+            *(
+                Variant({f"delta {name}": "reversed" for name in names}, words)
+                for names, words in (
+                    ("UWx", "in the sums and dx"),
+                    ("UW", "in the sums"),
+                    ("U", "in dU"),
+                    ("W", "in dW"),
+                )
+            ),
+        ),
+        _THROUGH,
+    ),
+    Mistake(
+        "M18",
+        "what is handed back is put together wrongly",
+        "What is handed to the step before is not made as it should be.",
+        "Write down what h_{t-1} does to a_t, factor by factor, and compare (B3). Is anything left over from before?",
+        _fixed(
+            *_with_and_without_h0({"matrix": _without_W}, "the recurrent weights are not in it"),
+            *_with_and_without_h0({"source": _slope_twice}, "the activation's derivative is in it twice"),
+            *_with_and_without_h0({"carried": _on_top}, "it is added to what was handed back before"),
+        ),
         _THROUGH,
     ),
     Mistake(
@@ -895,10 +971,10 @@ _TABLE = (
     ),
     Mistake(
         "M30",
-        "state of the same step in dW",
-        "The recurrent weights' gradient pairs dL/da_t with the state of the same step.",
+        "state of another step in dW",
+        "The recurrent weights' gradient pairs dL/da_t with another state than that of the step before.",
         "Which state do the recurrent weights multiply in the forward pass (F1, B6)? Check the index.",
-        _fixed(Variant({"states W": _states_after})),
+        _fixed(Variant({"states W": _states_after}), Variant({"states W": _last_before_first}, LAST_FOR_FIRST)),
     ),
     Mistake(
         "M31",
@@ -1021,7 +1097,7 @@ _TABLE = (
     Mistake(
         "M45",
         "scale of the parameters alone",
-        "The gradients of all parameters are off by the same factor, the others are right.",
+        "The gradients of the parameters are off by a factor, the others are right.",
         "Is the division by the batch size done in the loss, and done again (or not at all) in the layer?",
         _partial_scales,
     ),

@@ -213,7 +213,7 @@ def _text_lines(block: Block, width: int, colour: bool) -> Iterator[str]:
 
 def _paragraph(words: Words, width: int, colour: bool) -> Iterator[str]:
     mark = f"{MARKS[words.tone]} " if words.tone in MARKS else ""
-    label = f"{words.label + ':':<7}" if words.label else ""
+    label = f"{words.label + ':':<6} " if words.label else ""
     indent = "  " * words.depth
     hanging = len(mark) + len(label)
     lines = textwrap.wrap(

@@ -181,12 +181,15 @@ def first_wrong_sentence(level: LevelReport) -> str:
     if first is None:
         return ""
     quantity = one_line(first.quantity)
-    if first.step is None or first.steps == 1:
+    if quantity.startswith("argument "):
+        start = f"{quantity} is changed in place"
+    elif first.step is None or first.steps == 1:
         start = f"{'the loss' if quantity == 'loss' else quantity} is the first wrong quantity"
     else:
         gradient = quantity.startswith("dL/") or any(g.name == first.quantity for g in level.gradients)
         start = f"{'going backward, ' * gradient}{quantity} is first wrong at t={first.step} of {first.steps}"
-    inferred = not first.exact and not level.findings  # a finding explains every number, and with them the place
+    explained = any(finding.explains for finding in level.findings) and not level.unexplained
+    inferred = not first.exact and not explained  # what explains every number explains the place
     return f"{start}{_right_before(first)}{' (inferred from the gradients that were returned)' * inferred}."
 
 
@@ -260,23 +263,25 @@ def _in_full(level: LevelReport, hints: int) -> Iterator[Block]:
 
 
 def _causes(level: LevelReport) -> Iterator[Words]:
-    if len(level.findings) > 1:
-        number = {2: "Two", 3: "Three"}.get(len(level.findings), str(len(level.findings)))
+    causes = [finding for finding in level.findings if finding.explains]
+    facts = [finding for finding in level.findings if not finding.explains]
+    if len(causes) > 1:
+        number = {2: "Two", 3: "Three"}.get(len(causes), str(len(causes)))
         yield Words(f"{number} mistakes together explain it.", depth=1)
-    yield from _each(level.findings)
+    yield from _each(causes, "Cause")
     if level.possible:
         yield Words("These explain it equally well, and no problem tells them apart:", depth=1)
-        yield from _each(level.possible)
-    wrong = [gradient for gradient in level.gradients if not gradient.ok]
-    troubled = bool(wrong) and all(gradient.trouble for gradient in wrong)  # then there are no numbers to explain
-    if not (level.findings or level.possible or troubled):
-        yield Words("No mistake in the catalogue explains these numbers.", label="Cause", depth=1)
+        yield from _each(level.possible, "Cause")
+    if level.unexplained:
+        unexplained = f"No mistake in the catalogue explains {one_line(level.unexplained)}."
+        yield Words(unexplained, label="" if causes else "Cause", depth=1)
+    yield from _each(facts, "Found")
 
 
-def _each(findings: Sequence[Finding]) -> Iterator[Words]:
+def _each(findings: Sequence[Finding], label: str) -> Iterator[Words]:
     for finding in findings:
         title = f"{one_line(finding.id)}, {one_line(finding.title)}."
-        yield Words(f"{title} {cause_of(finding)}", label="Cause", depth=1)
+        yield Words(f"{title} {cause_of(finding)}", label=label, depth=1)
         yield Words(one_line(finding.hint), label="Hint", depth=1)
 
 

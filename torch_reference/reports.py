@@ -57,7 +57,7 @@ class FirstWrong:
 
 @dataclass(frozen=True)
 class Finding:
-    """A mistake that explains the numbers to rounding.
+    """A mistake that explains the numbers to rounding, or a fact about the homework that does not.
 
     Attributes:
         id: Its number in docs/coursework.md.
@@ -65,6 +65,7 @@ class Finding:
         cause: A sentence that says what is wrong.
         hint: Where to look.
         note: The form it takes here: "by N"; "" if there is but one.
+        explains: Whether the numbers are those that this mistake gives; False: it is a fact that may explain something.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Finding:
     cause: str
     hint: str
     note: str = ""
+    explains: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class LevelReport:
         first_wrong: None if nothing is wrong or nothing could be located.
         findings: The mistakes that explain it; empty if nothing is wrong or nothing fits.
         possible: Findings that explain the numbers equally well, where no problem tells them apart.
+        unexplained: What no finding explains: "these numbers", "the gradients"; "" if nothing is left.
         over_time: Maps quantities to their relative error at every step; None where it cannot be seen.
         lags: Row s, column t: the error in what the upstream gradient of step s alone contributes to step t; None
             where that cannot be seen; () where it was not tried.
@@ -103,6 +106,7 @@ class LevelReport:
     first_wrong: FirstWrong | None = None
     findings: tuple[Finding, ...] = ()
     possible: tuple[Finding, ...] = ()
+    unexplained: str = ""
     over_time: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
     lags: tuple[tuple[float | None, ...], ...] = ()
     notes: tuple[str, ...] = ()
@@ -154,7 +158,7 @@ class Report:
         deciding = [level for level in self.levels if level.verdict == self.verdict]
         if self.verdict == "wrong":
             order = ("sequence", "network", "step")
-            deciding.sort(key=lambda level: (-len(level.findings), order.index(level.level)))
+            deciding.sort(key=lambda level: (-_explaining(level), order.index(level.level)))
             return deciding[0]
         return deciding[-1] if deciding else None
 
@@ -189,6 +193,10 @@ class Report:
         }
 
 
+def _explaining(level: LevelReport) -> int:
+    return sum(finding.explains for finding in level.findings)
+
+
 def _level_dict(level: LevelReport) -> dict[str, Any]:
     first = level.first_wrong
     return {
@@ -210,6 +218,7 @@ def _level_dict(level: LevelReport) -> dict[str, Any]:
         else {"quantity": first.quantity, "step": first.step, "steps": first.steps, "seen": first.exact},
         "findings": [_finding_dict(finding) for finding in level.findings],
         "possible": [_finding_dict(finding) for finding in level.possible],
+        "unexplained": level.unexplained,
         "over_time": {name: [_finite(error) for error in errors] for name, errors in level.over_time.items()},
         "lags": [[_finite(error) for error in row] for row in level.lags],
         "notes": list(level.notes),
@@ -223,6 +232,7 @@ def _finite(error: float | None) -> float | None:
     return error if error is not None and math.isfinite(error) else None
 
 
-def _finding_dict(finding: Finding) -> dict[str, str]:
+def _finding_dict(finding: Finding) -> dict[str, Any]:
     cause = f"{finding.cause[:-1]}: {finding.note}." if finding.note else finding.cause
-    return {"id": finding.id, "cause": cause, "title": finding.title, "hint": finding.hint}
+    words = {"id": finding.id, "cause": cause, "title": finding.title, "hint": finding.hint}
+    return {**words, "explains": finding.explains}

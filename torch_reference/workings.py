@@ -110,6 +110,7 @@ RIGHT: dict[str, Any] = {
     "slope": lambda problem, moment: moment.g * SLOPES[problem.nonlinearity](moment.h),
     "source": lambda problem, moment: moment.z,
     "matrix": lambda source, W: source @ W,
+    "carried": lambda new, old: new,
     "cut": lambda t, T: False,
     "window": None,
     "initial": None,
@@ -131,7 +132,20 @@ RIGHT: dict[str, Any] = {
 
 _FORWARD = ("states", "softmax", "shown p", "loss", "loss of")
 _OUTPUT = ("states", "softmax", "error", "weights", "factor")
-_TIME = (*_OUTPUT, "local", "order", "combine", "after slope", "slope", "source", "matrix", "cut", "window", "initial")
+_TIME = (
+    *_OUTPUT,
+    "local",
+    "order",
+    "combine",
+    "after slope",
+    "slope",
+    "source",
+    "matrix",
+    "carried",
+    "cut",
+    "window",
+    "initial",
+)
 # the slots that each quantity depends on
 DEPENDS: dict[str, tuple[str, ...]] = {
     "h": ("states",),
@@ -278,19 +292,22 @@ class Workings:
             dh[t] = g = slots["combine"](local[t], carry, count == 0)
             moment = Moment(g, g, states.a[t], states.h[t], states.before[t])
             da[t] = z = slots["after slope"](slots["slope"](self.problem, moment), carry)
-            carry = slots["matrix"](slots["source"](self.problem, moment._replace(z=z)), W)
+            carry = slots["carried"](slots["matrix"](slots["source"](self.problem, moment._replace(z=z)), W), carry)
             if t > 0 and slots["cut"](t, T):
                 carry = np.zeros_like(carry)
         return dh, da, carry
 
     def _delta(self, which: str, slots: Slots) -> Array:
-        """What a sum is made of: da, or mistakenly dh, da counted again along every path, or nothing."""
+        """What a sum is made of: da, or mistakenly dh, da in reverse, da counted again along every path, or nothing."""
         _, dh, da, _ = self._through_time(slots)
         if which == "nothing":
             return np.zeros_like(da)
         if which == "again":
             found: Array = self._kept_or("_again", _TIME, slots, lambda: self.loop(dh, slots)[1])
             return found
+        if which == "reversed":
+            turned: Array = da[::-1]
+            return turned
         return da if which == "da" else dh
 
     def _sum(self, name: str, slots: Slots) -> Array:

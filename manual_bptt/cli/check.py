@@ -22,7 +22,6 @@ from manual_bptt.files import check_writable, write_atomically
 from torch_reference import rendering
 from torch_reference.checking import MEMORY, SECONDS, check
 from torch_reference.conventions import CONVENTIONS, LEVELS, Convention
-from torch_reference.course_problems import WitnessesDisagreeError
 from torch_reference.rendering_blocks import one_line
 from torch_reference.reports import HINTS, Report
 
@@ -84,6 +83,9 @@ def add_parser(commands: Any) -> None:
         type=positive,
         metavar="C",
         help="gradients are clipped at ±C, by the last of the levels looked at (default: convention's)",
+    )
+    parser.add_argument(
+        "--arrays", choices=("numpy", "torch"), help="what the homework is given (default: convention's)"
     )
     parser.add_argument(
         "--seconds", type=positive, default=SECONDS, help=f"for loading and for each call (default: {SECONDS:g})"
@@ -165,6 +167,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
         "batch": options.batch_loss,
         "parameter_gradients": options.parameter_gradients,
         "clip": options.clip,
+        "arrays": options.arrays,
     }
 
 
@@ -231,10 +234,7 @@ def _submissions(folder: Path, name: str | None) -> dict[str, Path]:
         if entry.name.startswith((".", "__")):
             continue
         if entry.is_dir():
-            try:
-                inside = [file for file in sorted(entry.iterdir()) if file.suffix in SUFFIXES]
-            except OSError:
-                inside = []
+            inside = _homework_in(entry)
             one = entry / name if name is not None else inside[0] if len(inside) == 1 else entry
             found[entry.name if one == entry else f"{entry.name}/{one.name}"] = one
         elif entry.suffix in SUFFIXES and (name is None or entry.name == name):
@@ -242,6 +242,13 @@ def _submissions(folder: Path, name: str | None) -> dict[str, Path]:
     if not found:
         raise ValueError(f"expected homework ({', '.join(SUFFIXES)}) in {folder}, got none")
     return found
+
+
+def _homework_in(folder: Path) -> list[Path]:
+    try:
+        return [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES]
+    except OSError:
+        return []
 
 
 def _many(work: list[Work], options: argparse.Namespace) -> int:
@@ -267,7 +274,7 @@ def _many(work: list[Work], options: argparse.Namespace) -> int:
         name = f"{one_line(each.name):<{width}}"
         print(f"{MARK[report.verdict]} {name}  {report.verdict:<8}  {said}".rstrip(), flush=True)
         if options.html is not None:
-            _write_page(options.html / f"{each.name}.html", report)
+            _write_page(options.html / f"{each.name}.html", replace(report, candidate=each.name))
     if table is not None:
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))
@@ -294,12 +301,12 @@ def _checked_safely(work: Work, options: argparse.Namespace) -> Report:
     """Check one of many: what would end the command for one homework is a row for many."""
     convention = "" if work.convention is None else work.convention.name
     if isinstance(work.candidate, Path) and work.candidate.is_dir():
-        trouble = f"expected one homework ({', '.join(SUFFIXES)}) in the folder, or its name by --file"
+        inside = [one_line(each.name) for each in _homework_in(work.candidate)]
+        got = ", ".join(inside) or "none"
+        trouble = f"expected one homework ({', '.join(SUFFIXES)}) in the folder, or its name by --file, got {got}"
         return Report(work.name, convention, "", trouble=trouble)
     try:
         return _checked(work, options)
-    except WitnessesDisagreeError:
-        raise  # then nothing can be judged
     except Exception as error:  # whatever one homework does to the check, the others are checked
         trouble = str(error).removeprefix("check: ") or type(error).__name__
         return Report(work.name, convention, "", trouble=trouble)

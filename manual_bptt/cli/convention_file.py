@@ -1,6 +1,9 @@
 """Finds the convention that a command line names: an entry of the table, or one in a teacher's own Python file."""
 
 import runpy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch_reference.conventions import CONVENTIONS, Convention, find_convention
@@ -35,10 +38,22 @@ def _conventions_of(path: Path) -> dict[str, Convention]:
     if not path.is_file():
         raise FileNotFoundError(f"expected {path} to be a file with a Convention, but there is none")
     try:
-        names = runpy.run_path(str(path))
+        with _beside(path):
+            names = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:
         raise ValueError(f"expected {path} to define a Convention, got {type(error).__name__}: {error}") from error
     return {name: value for name, value in names.items() if isinstance(value, Convention)}
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """Let a file import what lies beside it."""
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 def _listed(found: dict[str, Convention]) -> str:
