@@ -75,7 +75,7 @@ def failing_when(wrong: bool, condition: Callable[[int, int], bool]) -> tuple[Ca
 @pytest.mark.parametrize(
     ("condition", "said"),
     [
-        (lambda call, steps: steps > 5, "it could not be run on a second problem, with T=8, N=3, D=26, H=25, K=7"),
+        (lambda call, steps: steps > 5, "it could not be run on a second problem, with T=6, N=4, D=26, H=25, K=9"),
         (lambda call, steps: call == 2, "it could not be run a second time"),
     ],
 )

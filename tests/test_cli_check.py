@@ -144,7 +144,7 @@ def test_every_option_arrives(asked: list[Seen]) -> None:
     options = (
         "--convention d2l --level network --seed 7 --steps 4 --batch 2 --inputs 9 --hidden 8 --outputs 3 "
         "--dtype float32 --hints values --nonlinearity relu --time sum --batch-loss mean --parameter-gradients sum "
-        "--clip 2.5 --seconds 3 --memory 100"
+        "--clip 2.5 --arrays torch --seconds 3 --memory 100"
     )
     assert check("right.py", *options.split()) == 2
     [seen] = asked
@@ -160,6 +160,7 @@ def test_every_option_arrives(asked: list[Seen]) -> None:
         "batch": "mean",
         "parameter_gradients": "sum",
         "clip": 2.5,
+        "arrays": "torch",
         "seconds": 3.0,
         "memory": 100 << 20,
     }
@@ -170,7 +171,7 @@ def test_no_option_is_no_option(asked: list[Seen]) -> None:
     [seen] = asked
     assert seen.convention is None
     assert {name for name, value in seen.options.items() if value is None} == {
-        *("level", "sizes", "nonlinearity", "time", "batch", "parameter_gradients", "clip")
+        *("level", "sizes", "nonlinearity", "time", "batch", "parameter_gradients", "clip", "arrays")
     }
     assert (seen.options["seed"], seen.options["dtype"], seen.options["hints"]) == (0, "float64", "cause")
     assert (seen.options["seconds"], seen.options["memory"]) == (10.0, 4 << 30)

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from homework_files import as_module
+from homework_files import homework as planted
 
 from torch_reference.candidates import fitting
 from torch_reference.checking import check
@@ -344,10 +346,15 @@ def test_homework_is_recognised(file: str, names: list[str]) -> None:
 
 
 def test_a_recognised_convention_is_named_with_those_like_it() -> None:
+    """They differ in a factor N: the one that fits is taken."""
     report = check(homework("mytorch"))
-    assert report.convention == "cmu"
-    assert any("mytorch has the same functions" in note for note in report.notes)
-    assert check(homework("mytorch"), "mytorch").verdict == "right"
+    assert (report.convention, report.verdict) == ("mytorch", "right")
+    assert "cmu has the same functions, and as that it is wrong: name what is meant" in report.notes
+    report = check({"RNNCell": homework("cmu").RNNCell})
+    assert (report.convention, report.verdict) == ("cmu", "right")
+    assert "mytorch has the same functions, and as that it is wrong: name what is meant" in report.notes
+    wrong = check(as_module(planted("mytorch").planted("M05")))
+    assert (wrong.convention, wrong.verdict) == ("mytorch", "wrong")
 
 
 # A teacher's entry: letters of no course in the table, rows, batch first, one array of results, mean over the batch.
@@ -674,7 +681,10 @@ def test_a_column_is_asked_for_where_the_course_has_one() -> None:
 def test_two_results_exchanged_are_both_named() -> None:
     level = returning(lambda r: (r[0], r[1], r[3], r[2], r[4]))
     assert [gradient.name for gradient in level.gradients if not gradient.ok] == ["dWx", "dWh"]
-    assert {finding.id for finding in level.findings} == {"S2"}
+    assert [(finding.id, finding.explains) for finding in level.findings] == [("S5", True)]
+    level = returning(lambda r: (r[0], r[1], 2 * r[3], 2 * r[2], r[4]))  # nor are the numbers right
+    assert [(finding.id, finding.explains) for finding in level.findings] == [("S2", False)]
+    assert "dWx and dWh look exchanged" in level.findings[0].note
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,11 @@ EXPECTED: dict[str, Place] = {
     "M14": ("dU", None),
     "M15": ("dh", -1),  # something flows into the last step
     "M15-h0": ("h", 1),
+    "M09": ("dh", -2),
+    "M18": ("dh", -2),
+    "M18-piles-up": ("dh", -3),  # to what step T hands back, nothing was added yet
+    "M17-sums": ("dU", None),
+    "M45-dWh": ("dW", None),
     "M16": ("dh", -1),
     "M17": ("dx", -1),
     "M20": ("da", -1),
@@ -174,7 +179,7 @@ ALIASES = {
     ("torch", "M10-k0"): "M01",  # a window that reaches no step further back
 }
 CATALOGUE = (
-    *(1, 2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 20, 21, 22, 23, 24, 26, 30, 31, 32, 33, 35, 36, 39),
+    *(1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 23, 24, 26, 30, 31, 32, 33, 35, 36, 39),
     *(40, 41, 43, 44, 45, 46, 47, 48, 50),
 )
 PROTOCOL = range(1, 9)
@@ -541,11 +546,11 @@ def test_a_check_takes_two_seconds_at_most() -> None:
         module = as_module(homework("goodfellow").planted(*keys))
         times = []
         for _ in range(3):
-            started = time.perf_counter()
+            started = time.process_time()  # whatever else the machine does
             check(module, "goodfellow")
-            times.append(time.perf_counter() - started)
+            times.append(time.process_time() - started)
         return statistics.median(times)
 
-    # two seconds on an idle machine; one that does other things besides may need three times as long
-    assert seconds() < 6
-    assert seconds("M05", "M22") < 6
+    assert seconds() < 2
+    assert seconds("M05", "M22") < 2
+    assert seconds("M04", "M14") < 2  # which no pair explains

@@ -174,7 +174,10 @@ def test_an_unknown_hint_level(render):
         ),
         (FirstWrong("h", 2, 5, "t=1"), ": h is first wrong at t=2 of 5; t=1 is right."),
         (FirstWrong("h", 4, 5, "t=1 to 3"), ": h is first wrong at t=4 of 5; t=1 to 3 are right."),
-        (FirstWrong("argument dh", None, 5, "every gradient"), "first wrong quantity; every gradient is right."),
+        (
+            FirstWrong("argument dh", None, 5, "every gradient"),
+            "dh is changed in place; every gradient is right.",
+        ),
         (FirstWrong("p", 1, 5, "h, o"), ": p is first wrong at t=1 of 5; h, o are right."),
         (FirstWrong("loss", None, 5, "h and o"), ": the loss is the first wrong quantity; h and o are right."),
         (FirstWrong("dWh", None, 5, "h and dx are right"), ": dWh is the first wrong quantity; h and dx are right."),
@@ -217,8 +220,8 @@ def test_two_findings(shown):
 @BOTH
 def test_no_finding(shown):
     nothing = "No mistake in the catalogue explains these numbers."
-    assert nothing in shown(report(wrong_level(findings=())))
-    assert nothing not in shown(report(wrong_level(findings=())), "where")
+    assert nothing in shown(report(wrong_level(findings=(), unexplained="these numbers")))
+    assert nothing not in shown(report(wrong_level(findings=(), unexplained="these numbers")), "where")
     assert nothing not in shown(report())
 
 

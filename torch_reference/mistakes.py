@@ -932,7 +932,7 @@ _TABLE = (
         "M23",
         "square missing",
         "In the activation's derivative the state is not squared.",
-        "Write down the derivative of tanh in terms of its output and compare (B4).",
+        "Write down the derivative of your activation in terms of its output and compare (B4).",
         _fixed(Variant({"slope": _no_square})),
     ),
     Mistake(
@@ -960,7 +960,7 @@ _TABLE = (
         "M27",
         "sign or one in the derivative",
         "The two terms of the activation's derivative are not put together rightly.",
-        "Write down the derivative of tanh in terms of its output and compare sign by sign (B4).",
+        "Write down the derivative of your activation in terms of its output and compare sign by sign (B4).",
         _fixed(
             Variant({"slope": _plus_square}),
             Variant({"slope": _squared_without_one}),

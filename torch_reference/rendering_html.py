@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from html import escape
 
@@ -36,7 +37,12 @@ _STYLE = (
 
 
 def page(title: str, body: str) -> str:
-    """Return a page of its own around a fragment."""
+    """Return a page of its own around a fragment; it says what equation labels in it are."""
+    if re.search(r"\b[FB][1-9]\b", body):
+        labels = (
+            "F1 … F5 and B1 … B9 are the equations of the forward and the backward pass in manual-bptt's derivation"
+        )
+        body += f'\n<p style="{_left(0)};opacity:.75;font-size:.85em">{labels} (docs/derivation.md).</p>'
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'

@@ -184,6 +184,7 @@ class Report:
             "gradients": top["gradients"],
             "first_wrong": top["first_wrong"],
             "findings": top["findings"],
+            "unexplained": main.unexplained if main else "",
             "candidate": self.candidate,
             "convention": self.convention,
             "trouble": self.trouble or (main.trouble if main else ""),

@@ -37,7 +37,10 @@ def add_parser(commands: Any) -> None:
         "differs from autograd's, 2 unusable arguments.",
     )
     parser.add_argument(
-        "--problem", type=Path, metavar="FILE", help="work through the problem in FILE (JSON) in place of a drawn one"
+        "--problem",
+        type=Path,
+        metavar="FILE",
+        help="work through the problem in FILE in place of a drawn one: JSON, as --save-problem writes it",
     )
     for name, (letter, usual) in SIZES.items():
         parser.add_argument(

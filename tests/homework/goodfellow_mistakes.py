@@ -133,6 +133,21 @@ MISTAKES: dict[str, Edits] = {
         ("    h_prev = h0\n", "    h0 = kept.get(h0.shape, h0)\n    h_prev = h0\n"),
         ("    h = np.stack(states)\n", "    h = np.stack(states)\n    kept[h0.shape] = h[-1].copy()\n"),
     ),
+    "M09-minus": ((CARRY, "        carry = -(da_t @ W)\n"),),
+    "M09-twice": ((CARRY, "        carry = 2 * da_t @ W\n"),),
+    "M18-piles-up": ((CARRY, "        carry = da_t @ W + carry\n"),),
+    "M30-wrap": ((("        h_prev = h[t - 1] if t > 0 else h0\n"), "        h_prev = h[t - 1]\n"),),
+    "M17-sums": (
+        (DU, "        pass\n"),
+        (DW, "        das.append(da_t)\n"),
+        (CARRY_START, "    das = []\n" + CARRY_START),
+        (
+            RETURN,
+            "    for t in range(len(x)):\n"
+            "        dU += das[t].T @ x[t]\n"
+            "        dW += das[t].T @ (h[t - 1] if t > 0 else h0)\n" + RETURN,
+        ),
+    ),
     "M16": ((DH, "        dh_t = (dh[t + 1] if t + 1 < len(x) else 0) + carry\n"),),
     "M16-network": (("        dh[t] = do[t] @ V  # B3", "        dh[t] = do[-1 - t] @ V  # B3"),),
     "M17": ((RETURN, RETURN.replace("dx,", "dx[::-1],")),),
