@@ -565,6 +565,6 @@ def test_targets_of_every_step_with_the_last_step_alone(y):
 def test_targets_of_the_last_step_are_not_taken_for_those_of_all_steps_where_the_sizes_agree():
     o = torch.randn(3, 3, 3, dtype=torch.float64)
     y = torch.randn(3, 3, dtype=torch.float64)  # (B, K), which could be (T, B)
-    assert squared_error(o, y, time="last") == ((o[-1] - y) ** 2).sum() / 2
+    torch.testing.assert_close(squared_error(o, y, time="last"), ((o[-1] - y) ** 2).sum() / 2)
     with pytest.raises(ValueError, match="without the time axis"):
         softmax_cross_entropy(o, torch.zeros(3, 3, dtype=torch.int64), time="last")
