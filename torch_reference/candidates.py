@@ -33,9 +33,6 @@ from torch_reference.running import Runner
 Array = npt.NDArray[Any]
 Signatures = Mapping[str, "tuple[str, ...] | None"]
 
-# quantities that a dict of results may hold beside the gradients
-EXTRA = ("h", "o", "p", "do", "dh", "da", "loss")
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -46,7 +43,7 @@ class Answer:
         odd: By symbol, numbers of another shape, as they came.
         troubles: By symbol, why there is no value: in words.
         names: By symbol, what the convention calls each gradient that this level has to return.
-        changed: Arguments that were changed in place.
+        changed: Arguments that were changed in place, each with the function that did it.
         single: Whether it computed in float32, or less, by the dtype of what it returned.
         rounded: Whether its numbers are such that float32 holds them.
         allowed: By symbol, how far off each may be at most, relative to its largest entry.
@@ -56,7 +53,7 @@ class Answer:
     odd: dict[str, Array]
     troubles: dict[str, str]
     names: dict[str, str]
-    changed: tuple[str, ...]
+    changed: tuple[tuple[str, str], ...]
     single: bool
     rounded: bool
     allowed: Mapping[str, float] = field(default_factory=dict)
@@ -107,7 +104,9 @@ class Candidate:
         """
         calls = self.ways[level]
         program = _program(self, calls, problem, dtype)
-        if between is None or calls.gradient is None or calls.owner is not None:
+        needs = {symbol for slot in calls.signatures[-1].takes for symbol in _symbols(slot, self.convention, calls)}
+        own_cache = calls.owner is not None and not needs & {"x", "h", "h0"}  # then it has to remember the last call
+        if between is None or calls.gradient is None or own_cache:
             return _answer(self.convention, calls, problem, program, self._run(calls, program))
         other = _program(self, calls, between, dtype).calls[0]
         outcome = self._run(calls, replace(program, calls=(program.calls[0], other, program.calls[1])))
@@ -124,8 +123,8 @@ class Candidate:
         program = _program(self, calls, problem, dtype)
         again = replace(program, calls=(*program.calls, program.calls[-1]))
         outcome = self._run(calls, again)
-        first = {(index, name) for index, name in outcome.changed if index < len(program.calls)}
-        outcome = replace(outcome, results=outcome.results[: len(program.calls)], changed=tuple(first))
+        results = (*outcome.results[: len(program.calls) - 1], outcome.results[-1])
+        outcome = replace(outcome, results=results, changed=())
         return _answer(self.convention, calls, problem, program, outcome)
 
     def states(self, level: str, problem: Problem) -> dict[str, Array]:
@@ -261,8 +260,9 @@ def incomplete(candidate: Candidate) -> list[str]:
             partly = 0 < len(missing) < len(calls.functions) and not any(
                 set(calls.functions) & set(other.functions) for other in candidate.ways.values()
             )
-            if found or partly:
-                instead = f"; it has {', '.join(found)}" if found else ""
+            others = found or sorted(name for name in set(there) - known if "." not in name)[:5]
+            if others or partly:
+                instead = f"; it has {', '.join(others)}" if others else ""
                 notes.append(f"{level} is not looked at: expected {', '.join(missing)}{instead}")
     return notes
 
@@ -329,7 +329,10 @@ def _binding(signature: Signature, signatures: Signatures, convention: Conventio
     if own is None or any(name.startswith("*") for name in own):
         return takes
     made = {slot.name for earlier in calls.signatures for slot in earlier.returns if slot.name}
-    known = {name for name in own if name in takes or name in made or convention.layout(name, calls) is not None}
+    asked = [name for name in own if name in takes or name in made]
+    if set(takes) <= set(own):
+        return tuple(asked)  # the others have defaults, or Python will say that they are missing
+    known = {name for name in own if name in asked or convention.layout(name, calls) is not None}
     if known == set(own):
         return own
     without_mask = tuple(name for name in takes if name != convention.name_of("mask"))
@@ -338,8 +341,7 @@ def _binding(signature: Signature, signatures: Signatures, convention: Conventio
             _check_order(signature, own, names)
             return names
     if len(own) > len(takes):  # the others have defaults, or Python will say that they are missing
-        if not set(takes) <= set(own):
-            _check_order(signature, own[: len(takes)], takes)
+        _check_order(signature, own[: len(takes)], takes)
         return takes
     raise Failure(
         "signature",
@@ -494,8 +496,13 @@ def _answer(convention: Convention, calls: Calls, problem: Problem, program: Pro
         else:
             odd[symbol] = array
             troubles[symbol] = f"expected shape {expected}, got {array.shape}"
-    changed = tuple(f"{name} ({program.calls[index].function})" for index, name in outcome.changed)
+    changed = tuple((name, program.calls[index].function) for index, name in outcome.changed)
     return Answer(values, odd, troubles, names, changed, single, rounded)
+
+
+def _symbols(slot: Slot, convention: Convention, calls: Calls) -> list[str]:
+    layouts = [convention.layout(name, calls) for name in slot.members or (slot.name,)]
+    return [layout[0] for layout in layouts if layout is not None]
 
 
 def _keys(value: Any) -> list[Any]:
@@ -563,7 +570,7 @@ def _by_name(
                 break
     for key, value in given.items():
         layout = convention.layout(key, calls) if isinstance(key, str) else None
-        if layout is not None and layout[0] in EXTRA and key not in found:
+        if layout is not None and layout[0] in calls.extra.split() and key not in found:
             found[key] = value
     return found
 

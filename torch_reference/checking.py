@@ -66,8 +66,8 @@ def check(
         sizes: Some of T, N, D, H, K, each at most 64; None: sizes at which every mistake shows.
         problem: Check on this problem alone, of the level given.
         dtype: What the homework is given: "float64" or "float32". What comes out in float32 is judged by 100·eps
-            (where large terms cancel, by 30 times what the plain loop is off by), everything else by 1e-9, each
-            gradient relative to its largest entry.
+            and everything else by 1e-9, each gradient relative to its largest entry; where large terms cancel, by 30
+            times what the plain loop is off by.
         hints: What the report tells: "verdict", "where", "cause" or "values"; each tells what the one before tells.
         nonlinearity: Instead of the convention's: "tanh", "sigmoid", "relu", "identity".
         time: Instead of the convention's: "sum", "mean", "last".
@@ -97,7 +97,7 @@ def check(
         if level is not None and problem.level != level:
             raise ValueError(f"check: expected a problem of level {level}, got one of level {problem.level}")
     for name, value in (("seconds", seconds), ("memory", memory)):
-        if not 0 < value < math.inf:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
             raise ValueError(f"check: expected {name} to be a positive number, got {value!r}")
     options = {
         "nonlinearity": nonlinearity,
@@ -109,7 +109,7 @@ def check(
     }
     if known is not None:
         known = known.changed(**options)  # refuses before anything runs
-    settings = Settings(problem.level if problem is not None else level, seed, sizes, problem, dtype, hints)
+    settings = Settings(problem.level if problem is not None else level, int(seed), sizes, problem, dtype, hints)
     if isinstance(candidate, (str, os.PathLike)):
         return _check_file(str(candidate), known, settings, options, seconds, memory)
     with InProcess(namespace_of(candidate, known, settings.level)) as runner:

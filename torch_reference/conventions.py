@@ -104,6 +104,7 @@ class Calls:
         set: Names that are set before the calls: attributes of the object, or globals of the file.
         read: Names that are read after the calls.
         autograd: The function builds a graph, and torch's autograd gives the gradients of what it takes.
+        extra: Symbols that a dict of results may hold beside what is asked for, to be looked at too: "h o p do dh da".
     """
 
     forward: str
@@ -113,6 +114,7 @@ class Calls:
     set: tuple[str, ...] = ()
     read: tuple[str, ...] = ()
     autograd: bool = False
+    extra: str = ""
 
     @cached_property
     def signatures(self) -> tuple[Signature, ...]:
@@ -166,7 +168,8 @@ class Convention:
         for setting, choices in _SETTINGS.items():
             if (value := getattr(self, setting)) not in choices:
                 raise ValueError(f"{self._who}: expected {setting} to be one of {', '.join(choices)}, got {value!r}")
-        if self.clip is not None and not (isinstance(self.clip, (int, float)) and 0 < self.clip < float("inf")):
+        number = isinstance(self.clip, (int, float)) and not isinstance(self.clip, bool)
+        if self.clip is not None and not (number and 0 < self.clip < float("inf")):
             raise ValueError(f"{self._who}: expected clip to be a positive number, got {self.clip!r}")
         if (
             "network" in self.levels
@@ -236,6 +239,8 @@ class Convention:
         def members(slots: Iterable[Slot]) -> list[str]:
             return [name for slot in slots for name in slot.members or (slot.name,)]
 
+        if calls.autograd and (self.arrays != "torch" or level == "network"):
+            raise ValueError(f"{self._who}: expected autograd with arrays='torch' and not at the level network")
         for signature in calls.signatures:
             symbols = [symbol for symbol, _ in laid_out(members(signature.takes))]
             if twice := [symbol for symbol in dict.fromkeys(symbols) if symbols.count(symbol) > 1]:
@@ -447,7 +452,9 @@ _TABLE = (
             "sequence": Calls(
                 "rnn_forward(x, h0, U, W, b) -> h, cache", "rnn_backward(dh, cache) -> {dx, dh0, dU, dW, db}"
             ),
-            "network": Calls("bptt(x, y, mask, h0, U, W, V, b, c) -> loss, {dU, dW, dV, db, dc, dx, dh0}"),
+            "network": Calls(
+                "bptt(x, y, mask, h0, U, W, V, b, c) -> loss, {dU, dW, dV, db, dc, dx, dh0}", extra="h o p do dh da"
+            ),
         },
     ),
     Convention(

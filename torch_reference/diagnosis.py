@@ -143,7 +143,7 @@ def diagnose(asked: Sequence[Asked], convention: Convention, calls: Calls) -> Di
     """Look for one mistake that explains all answers, then for two, then for one in the forward pass alone.
 
     Args:
-        asked: Problems of the same level and sizes with their answers; the first is the one that is wrong.
+        asked: Problems of the same level with their answers; the first is the one that is wrong.
         convention: The homework's.
         calls: How its level is called.
     """

@@ -81,12 +81,16 @@ def fact(id_: str, note: str, *, explains: bool = False, cause: str = "") -> Fin
     return Finding(id_, title, cause or usual, hint, note, explains)
 
 
+def changed_arguments(answer: Answer) -> list[str]:
+    """The arguments, or entries of dicts of them, that were changed in place."""
+    return [name.split("'")[1] if "'" in name else name for name, _ in answer.changed]
+
+
 def changed(answer: Answer, convention: Convention, calls: Calls, *, explains: bool = False) -> Finding:
     """Say which arguments were changed in place: the state and the weights, or others."""
     kept = {convention.name_of(symbol, calls) for symbol in ("h0", "U", "W", "V", "b", "b2", "c")}
-    names = [text.split(" ")[0].split("'")[1] if "'" in text else text.split(" ")[0] for text in answer.changed]
-    note = f"{', '.join(answer.changed)} changed in place"
-    if set(names) <= kept:
+    note = f"{', '.join(f'{name} ({function})' for name, function in answer.changed)} changed in place"
+    if set(changed_arguments(answer)) <= kept:
         return fact(
             "P5", note, explains=explains, cause="A function changes the state or the weights that it was given."
         )

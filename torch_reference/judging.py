@@ -189,10 +189,12 @@ class _Level:
             error = relative_error(answer.values.get(symbol, np.array(np.nan)), count * wanted[symbol])
             return error <= first.tolerance(symbol)
 
-        wrong = [each for each in first.names if localisation.is_parameter(each) and not is_times(2, each)]
+        wrong = [each for each in first.names if not is_times(1 + localisation.is_parameter(each), each)]
         if not wrong:
             return None
-        overwritten = all(is_times(1, each) for each in wrong)
+        overwritten = all(is_times(1, each) for each in wrong if localisation.is_parameter(each)) and any(
+            map(localisation.is_parameter, wrong)
+        )
         gone = "right after one step; after a second one " + (
             "the first one's share is gone" if overwritten else "wrong"
         )
@@ -331,8 +333,7 @@ class _Level:
         ]
         findings = [_finding(plant) for plant in diagnosis.found]
         findings += self._facts(asked[0], index, diagnosis, again)
-        h0 = self.convention.name_of("h0", self.calls)
-        if any(each.id == "P5" and h0 in each.note for each in findings):
+        if self.convention.name_of("h0", self.calls) in facts.changed_arguments(answer):
             others = [each for each in findings if each.note != LAST_FOR_FIRST]
             if len(others) < len(findings):  # the last state was written over h_0: that is no second mistake
                 findings = [replace(each, explains=each.explains or each.id == "P5") for each in others]
@@ -398,10 +399,9 @@ class _Level:
     def _what_arrived(self, place: Place | None, asked: Asked, index: int) -> Place | None:
         """Where dL/da is the first that is wrong: is it what arrived, dL/dh, or what the activation made of it?
 
-        An upstream gradient at this step alone is given, the same with other states, and another one with the same
-        states. What is left of dL/da without the true derivative should be that upstream gradient. It is, where what
-        comes from other steps is at fault. It changes with the states only if the derivative is wrong, and does not
-        change with the upstream gradient if this is not in it. Where it is a multiple, it may be either.
+        An upstream gradient at this step alone is given, then another one. What is left of dL/da without the true
+        derivative should be that upstream gradient. It is, where what comes from other steps is at fault. Where it is a
+        multiple, or does not depend on the upstream gradient at all, it may be either.
         """
         problem = asked.problem
         if place is None or place.seen or place.step is None or not (place.either or place.symbol == "dh"):
@@ -413,19 +413,20 @@ class _Level:
         alone[step] = problem.upstream[step]
         usual = replace(problem, upstream=alone)
         arrived = []
-        for each in (usual, _with_other_states(usual), replace(usual, upstream=alone[:, :, ::-1].copy())):
+        for each in (usual, replace(usual, upstream=alone[:, :, ::-1].copy())):
             right = truth(each)
             seen = localisation.see(self._ask_about(each, right), each, right, self.convention)
             if "da" not in seen.values or each.upstream is None:
                 return unsure
             arrived.append(seen.values["da"][step] * each.upstream[step] / right["da"][step])
         near = min(100 * localisation.READ_OFF[asked.answer.single], 0.3)  # small derivatives enlarge what was read off
-        given = alone[step]
+        given, turned = alone[step], alone[step, :, ::-1]
         if relative_error(arrived[0], given) <= near or float(np.abs(arrived[0]).max()) <= near:
             return Place("dh", step, False)
-        if relative_error(arrived[1], arrived[0]) > near or relative_error(arrived[2], arrived[0]) <= near:
-            return Place("da", step, False)
-        return unsure if localisation.is_multiple(arrived[0], given, near) else Place("dh", step, False)
+        if localisation.is_multiple(arrived[0], given, near) or relative_error(arrived[1], arrived[0]) <= near:
+            return unsure
+        # a wrong derivative is a factor of each unit's own, whatever arrives there
+        return Place("da" if relative_error(arrived[0] * turned, arrived[1] * given) <= near else "dh", step, False)
 
     def _first_wrong(
         self, place: Place | None, answer: Answer, index: int, through_time: bool = True
@@ -524,7 +525,7 @@ class _Level:
             self.calls.functions,
             "wrong",
             self._gradients(answer, 0),
-            FirstWrong(f"argument {answer.changed[0]}", None, T, "every gradient"),
+            FirstWrong("argument {} ({})".format(*answer.changed[0]), None, T, "every gradient"),
             (facts.changed(answer, self.convention, self.calls, explains=True),),
             notes=tuple(self.notes),
             sizes=self._shown_sizes(),

@@ -205,6 +205,17 @@ _DISPLACED = (
 )
 
 
+def _weighted_local(weight: float, local: Array) -> Array:
+    return weight * local
+
+
+def _local_factors(problem: Problem, largest: float) -> Iterator[Variant]:
+    yield Variant({"local": partial(_weighted_local, 0.0)}, "it is missing")
+    if problem.level == "network":  # of a sequence that is the sign, or the scale, of everything
+        yield Variant({"local": partial(_weighted_local, -1.0)}, "it is subtracted")
+        yield Variant({"local": partial(_weighted_local, 0.5)}, "it counts half")
+
+
 def _displaced(problem: Problem, largest: float) -> Iterable[Variant]:
     return () if _last_loss_alone(problem) or problem.sizes.T == 1 else _DISPLACED
 
@@ -276,6 +287,10 @@ def _squared_without_one(problem: Problem, moment: Moment) -> Array:
 
 def _negative_slope(problem: Problem, moment: Moment) -> Array:
     return -moment.g * SLOPES[problem.nonlinearity](moment.h)
+
+
+def _weighted_slope(weight: float, problem: Problem, moment: Moment) -> Array:
+    return weight * moment.g * SLOPES[problem.nonlinearity](moment.h)
 
 
 def _parentheses_forgotten(problem: Problem, moment: Moment) -> Array:
@@ -572,6 +587,11 @@ def _partial_scales(problem: Problem, largest: float) -> Iterator[Variant]:
 def _scaled_losses(problem: Problem, largest: float) -> Iterator[Variant]:
     for name, factor in {**factors(problem), "1/ln 2: it is in bits": 1 / np.log(2)}.items():
         yield Variant({"loss": _scaled_loss(factor)}, f"the loss is off by {name}")
+    yield Variant({"loss": _no_loss}, "the loss is zero")
+
+
+def _no_loss(problem: Problem, p: Array) -> Array:
+    return np.zeros(())
 
 
 def _unmasked_loss(problem: Problem, p: Array) -> Array:
@@ -724,7 +744,10 @@ def _loss_of_more(little: float, problem: Problem, p: Array) -> Array:
     return cross_entropy(problem, p + little, problem.weights)
 
 
-_GUARDS = [10.0**-digits for digits in range(5, 17)]
+_GUARDS = [
+    *(times * 10.0**-digits for digits in range(5, 17) for times in (1, 2, 5)),
+    *(float(np.finfo(dtype).eps) for dtype in (np.float32, np.float64)),
+]
 _LOSSES_ABOVE = [partial(_loss_above, guard) for guard in _GUARDS]  # guarded against the logarithm of 0
 
 
@@ -883,15 +906,7 @@ _TABLE = (
         "A loop that runs backwards in time appends the last step first. Which step stands first in the list?",
         _fixed(
             Variant({"after": _reversed_dx}, "in dx"),
-            *(
-                Variant({f"delta {name}": "reversed" for name in names}, words)
-                for names, words in (
-                    ("UWx", "in the sums and dx"),
-                    ("UW", "in the sums"),
-                    ("U", "in dU"),
-                    ("W", "in dW"),
-                )
-            ),
+            *(Variant({f"delta {name}": "reversed" for name in names}, words) for names, words in _REVERSED.items()),
         ),
         _THROUGH,
     ),
@@ -905,6 +920,14 @@ _TABLE = (
             *_with_and_without_h0({"source": _slope_twice}, "the activation's derivative is in it twice"),
             *_with_and_without_h0({"carried": _on_top}, "it is added to what was handed back before"),
         ),
+        _THROUGH,
+    ),
+    Mistake(
+        "M19",
+        "local gradient with a factor, or missing",
+        "A step's own gradient enters dL/dh_t with a factor, or not at all.",
+        "What comes from the output of the step itself (B3)?",
+        _local_factors,
         _THROUGH,
     ),
     Mistake(
@@ -965,6 +988,8 @@ _TABLE = (
             Variant({"slope": _plus_square}),
             Variant({"slope": _squared_without_one}),
             Variant({"slope": _negative_slope}, "it has the opposite sign"),
+            Variant({"slope": partial(_weighted_slope, 2.0)}, "it counts twice"),
+            Variant({"slope": partial(_weighted_slope, 0.5)}, "it counts half"),
             Variant({"slope": _parentheses_forgotten}, "the gradient multiplies the first term alone"),
             Variant({"slope": _root_of_slope}, "its square root is taken"),
         ),
@@ -1104,7 +1129,7 @@ _TABLE = (
     Mistake(
         "M46",
         "loss and gradient of different objectives",
-        "The gradients are right, but the loss returned is another one: one is a mean, the other a sum.",
+        "The gradients are right, but the loss returned is not the one that they belong to.",
         "Compare how the loss and its gradient are divided (F5, B1).",
         _scaled_losses,
         _OUTPUT,

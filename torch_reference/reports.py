@@ -86,9 +86,9 @@ class LevelReport:
         verdict: "right", "wrong" or "unusable".
         gradients: In the order in which the convention returns them.
         first_wrong: None if nothing is wrong or nothing could be located.
-        findings: The mistakes that explain it; empty if nothing is wrong or nothing fits.
+        findings: The mistakes that explain it, and facts; empty if nothing is wrong, or nothing fits and was seen.
         possible: Findings that explain the numbers equally well, where no problem tells them apart.
-        unexplained: What no finding explains: "these numbers", "the gradients"; "" if nothing is left.
+        unexplained: What no finding explains: "these numbers", "the gradients beside it"; "" if nothing is left.
         over_time: Maps quantities to their relative error at every step; None where it cannot be seen.
         lags: Row s, column t: the error in what the upstream gradient of step s alone contributes to step t; None
             where that cannot be seen; () where it was not tried.

@@ -47,6 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bptt {options.command}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (MissingPackageError, ValueError, OSError, RuntimeError) as error:
-        print(f"bptt {options.command}: {error}", file=sys.stderr)
+        print(f"bptt {options.command}: {str(error).removeprefix(f'{options.command}: ')}", file=sys.stderr)
         return UNUSABLE
     return status
