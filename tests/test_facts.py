@@ -9,6 +9,7 @@ misspelt; a convention by which nothing could be judged.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,19 @@ from homework_files import as_module, edited, homework
 from test_checking import BACKWARD, CS231N, FORWARD, PAIR, Array, course, ids, main, spoilt
 from test_checking_limits import cancelling
 
+from manual_bptt.cli.own_candidate import own_candidate
 from torch_reference import CONVENTIONS, Calls, Convention, check, rendering
 from torch_reference.conventions import find_convention
-from torch_reference.course_problems import LONG, draw_problem, kind_of, long, others, standard_sizes, truth
+from torch_reference.course_problems import (
+    LONG,
+    draw_problem,
+    kind_of,
+    long,
+    others,
+    standard_sizes,
+    truth,
+    witnessed_truth,
+)
 from torch_reference.reports import LevelReport
 
 TEXT = homework("cs231n").text
@@ -445,3 +456,180 @@ def test_a_convention_file_may_import_what_lies_beside_it(tmp_path: Path) -> Non
         "utf-8",
     )
     assert named_convention(str(tmp_path / "course.py")).name == "ours"
+
+
+# What a second reviewer found
+
+
+@pytest.mark.parametrize("spared", ["mask[:, -1] = True", "mask[0] = True"])
+def test_a_mask_that_is_not_applied_at_the_end_or_in_one_sequence_is_seen(spared: str) -> None:
+    weight = "    dscores *= mask[:, :, None] / N"
+    changed = (weight, f"    mask = mask.copy()\n    {spared}\n{weight}")
+    assert check(as_module(edited(TEXT, (changed,))), "cs231n", level="network").verdict == "wrong"
+
+
+MYTORCH = homework("mytorch").text
+CELL_ALONE = MYTORCH[: MYTORCH.index("\ndef rnn_forward")]
+LEANING = {
+    "state": (("da = delta * (1 - h_t**2)", "da = delta * (1 - self.h**2)"),),
+    "input gradient": (
+        (
+            "return da @ self.W_ih, da @ self.W_hh",
+            "self.dx = getattr(self, 'dx', 0) + da @ self.W_ih\n        return self.dx, da @ self.W_hh",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("leaning", LEANING)
+def test_a_cell_that_leans_on_what_it_kept_is_wrong_by_itself(leaning: str) -> None:
+    text = edited(CELL_ALONE, LEANING[leaning])
+    if leaning == "state":
+        line = next(line for line in text.splitlines() if "np.tanh(" in line)
+        assert line.strip().startswith("return ")
+        text = edited(text, ((line, line.replace("return ", "self.h = ") + "\n        return self.h"),))
+    assert check(as_module(text), "mytorch").verdict == "wrong"
+    assert check(as_module(CELL_ALONE), "mytorch").verdict == "right"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_gradient_that_is_not_clipped_is_seen(seed: int) -> None:
+    text = homework("karpathy").text
+    clip = next(line for line in text.splitlines() if "in (dWxh" in line or "in [dWxh" in line)
+    wrong = as_module(edited(text, ((clip, clip.replace(", dby", "")),)))
+    assert check(wrong, "karpathy", seed=seed).verdict == "wrong"
+    assert check(course("karpathy"), "karpathy", seed=seed).verdict == "right"
+
+
+@pytest.mark.parametrize("seed", range(9))
+def test_relu_with_a_loss_at_the_last_step(seed: int) -> None:
+    convention = find_convention("goodfellow").changed(nonlinearity="relu", time="last")
+    for level in convention.levels:
+        kind = kind_of(convention, level)
+        for sizes in (standard_sizes(kind), long(kind)):
+            assert sizes is not None
+            witnessed_truth(draw_problem(kind, seed, sizes))
+
+
+@pytest.mark.parametrize("without", ["h0", "b", "c"])
+def test_what_a_convention_has_no_name_for_is_zero(without: str) -> None:
+    names = {**NAMES, "C": "V HK", "e": "c K"}
+    gone = {"h0": "s0", "b": "d", "c": "e"}[without]
+    del names[gone]
+    taken = [name for name in ("xs", "lab", "s0", "A", "B", "d", "C", "e") if name in names]
+    returned = [f"d{name}" for name in ("A", "B", "d", "C", "e") if name in names]
+    call = Calls(f"net({', '.join(taken)}) -> L, {{{', '.join(returned)}}}")
+    ours = Convention("ours", "", names, {"network": call})
+    report = check(own_candidate(ours), ours)
+    assert report.verdict == "right"
+
+
+EXTRAS = {
+    "cs231n": ('"db_vocab": db_vocab}', '"db_vocab": db_vocab, "dh": dh, "h": None}'),
+    "goodfellow": ('"dW": dW, "db": db}', '"dW": dW, "db": db, "dh": carry, "da": da_t, "h": None, "loss": 0.0}'),
+}
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_what_nobody_asked_for_is_not_judged(name: str) -> None:
+    report = check(as_module(edited(homework(name).text, (EXTRAS[name],))), name)
+    assert report.verdict == "right"
+
+
+def test_any_small_guard_of_the_logarithm_is_right() -> None:
+    for guard in ("np.finfo(np.float32).eps", "5e-8", "2e-16"):
+        assert guarded(f"np.log(probs[word] + {guard})").verdict == "right"
+
+
+def test_a_default_whose_name_the_convention_knows_is_left_alone() -> None:
+    def rnn_forward(x: Array, h0: Array, Wx: Array, Wh: Array, b: Array, y: Any = None, h: Any = None) -> Any:
+        assert y is None
+        assert h is None
+        return FORWARD(x, h0, Wx, Wh, b)
+
+    def rnn_backward(dh: Array, cache: Any, loss: Any = None) -> Any:
+        assert loss is None
+        return BACKWARD(dh, cache)
+
+    assert check((rnn_forward, rnn_backward), "cs231n").verdict == "right"
+
+
+def test_a_placeholder_for_the_loss_is_called_so() -> None:
+    text = homework("goodfellow").text
+    line = next(line for line in text.splitlines() if line.strip().startswith("loss = "))
+    level = main(check(as_module(edited(text, ((line, "    loss = 0.0"),))), "goodfellow", level="network"))
+    assert [(finding.id, finding.note) for finding in level.findings] == [("M46", "the loss is zero")]
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (("dh[t] = do[t] @ V ", "dh[t] = -do[t] @ V "), ("M19", "it is subtracted")),
+        (("da[t] = dh[t] * (1 - h[t] ** 2)", "da[t] = 2 * dh[t] * (1 - h[t] ** 2)"), ("M27", "it counts twice")),
+        (("dh[t] = do[t] @ V ", "dh[t] = 0 * do[t] @ V "), ("M19", "it is missing")),
+    ],
+)
+def test_one_mistake_is_not_told_as_two(edit: tuple[str, str], named: tuple[str, str]) -> None:
+    text = homework("goodfellow").text
+    level = main(check(as_module(edited(text, (edit,))), "goodfellow", level="network"))
+    assert [(finding.id, finding.note) for finding in level.findings] == [named]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("    carry = np.zeros_like(h0)  # what", "    carry = h0.copy()  # what"),
+        ("dh_t = dh[t] + carry  # B3", "dh_t = np.ones_like(dh[t]) + carry"),
+        ("dh_t = dh[t] + carry  # B3", "dh_t = dh[t] + carry + h[t]"),
+        ("dh_t = dh[t] + carry  # B3", "dh_t = np.sort(dh[t], 1) + carry"),
+        ("dh_t = dh[t] + carry  # B3", "dh_t = dh[t].mean(1, keepdims=True) + carry"),
+    ],
+)
+def test_a_wrong_sum_is_not_taken_for_a_wrong_slope(edit: tuple[str, str]) -> None:
+    text = homework("goodfellow").text
+    level = main(check(as_module(edited(text, (edit,))), "goodfellow", level="sequence"))
+    assert level.first_wrong is not None
+    assert level.first_wrong.quantity in ("dL/dh", "dL/dh or dL/da")
+    assert level.first_wrong.step == 5
+
+
+def test_a_name_that_is_part_of_a_word_is_no_name() -> None:
+    names = {**NAMES, "h": "h0 NH"}
+    del names["s0"]
+    calls = Calls("run(xs, h, A, B, d) -> s, kept", "gradients(ds, kept) -> {dA, dB, dd}")
+    ours = Convention("ours", "", names, {"sequence": calls})
+
+    def run(xs: Array, h: Array, A: Array, B: Array, d: Array) -> Any:
+        s, cache = FORWARD(xs, h, A, B, d)
+        return s, (cache, s, xs)
+
+    count = iter(range(100))
+
+    def gradients(ds: Array, kept: Any) -> Any:
+        cache, *_ = kept
+        _, _, dA, dB, dd = BACKWARD(ds, cache)
+        return {"dA": dA * (1 + 1e-3 * next(count)), "dB": dB * 2, "dd": dd}
+
+    level = main(check((run, gradients), ours))
+    assert ("P5", False) in facts_of(level)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"levels": {"network": Calls("net(xs, lab, s0, A, B, d) -> L", autograd=True)}, "arrays": "torch"},
+        {"levels": {"sequence": Calls("run(xs, s0, A, B, d) -> s", autograd=True)}},
+        {"levels": {"sequence": Calls(RUN, BACK)}, "clip": True},
+    ],
+)
+def test_more_conventions_that_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"Convention ours: expected (autograd|clip)"):
+        Convention("ours", "", NAMES, **change)
+
+
+def test_numbers_of_other_kinds() -> None:
+    for options in ({"seconds": "3"}, {"seconds": None}, {"memory": "1"}):
+        with pytest.raises(ValueError, match="to be a positive number"):
+            check(PAIR, "cs231n", **options)  # type: ignore[arg-type]
+    report = check(PAIR, "cs231n", level="sequence", seed=np.int64(3))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(report.to_dict()))["seed"] == 3

@@ -19,6 +19,7 @@ from torch_reference.conventions import (
     AXES,
     CONVENTIONS,
     LEVELS,
+    PARAMETERS,
     SIZES,
     Calls,
     Convention,
@@ -32,6 +33,9 @@ from torch_reference.running import Runner
 
 Array = npt.NDArray[Any]
 Signatures = Mapping[str, "tuple[str, ...] | None"]
+
+
+FILLED = ("x", "mask", "h0", *PARAMETERS)  # what every function may ask for beside what it is handed
 
 
 @dataclass(frozen=True)
@@ -328,10 +332,12 @@ def _binding(signature: Signature, signatures: Signatures, convention: Conventio
     takes = tuple(slot.name for slot in signature.takes)
     if own is None or any(name.startswith("*") for name in own):
         return takes
-    made = {slot.name for earlier in calls.signatures for slot in earlier.returns if slot.name}
-    asked = [name for name in own if name in takes or name in made]
-    if set(takes) <= set(own):
-        return tuple(asked)  # the others have defaults, or Python will say that they are missing
+    before = calls.signatures[: calls.signatures.index(signature)] if signature in calls.signatures else ()
+    made = {slot.name for earlier in before for slot in earlier.returns if slot.name}
+    asked = {*takes, *made}
+    if set(takes) <= set(own):  # what the problem cannot fill has a default, or Python will say that it is missing
+        filled = (name for name in own if name in asked or (convention.layout(name, calls) or ("",))[0] in FILLED)
+        return tuple(filled)
     known = {name for name in own if name in asked or convention.layout(name, calls) is not None}
     if known == set(own):
         return own

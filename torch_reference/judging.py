@@ -127,6 +127,7 @@ class _Level:
         self._kept: list[Problem] = []
         self._allowances: dict[int, dict[bool, dict[str, float]]] = {}
         self.notes: list[str] = []
+        self._varies = False  # whether the same question had two answers
         self._single = False  # whether anything came out of float32 so far
 
     def report(self) -> LevelReport:
@@ -134,6 +135,7 @@ class _Level:
         answers = [self._ask(0)]
         wrong = self._is_wrong(answers[0], 0)
         again = self._asked_once_more() if wrong else None  # before another problem leaves traces
+        self._varies = again is not None and facts.differ(answers[0], again)
         if not wrong:
             if (kept := self._asked_again(answers[0])) is not None:
                 return kept
@@ -406,7 +408,7 @@ class _Level:
         problem = asked.problem
         if place is None or place.seen or place.step is None or not (place.either or place.symbol == "dh"):
             return place
-        if problem.upstream is None:
+        if problem.upstream is None or self._varies:
             return replace(place, either=True)
         step, unsure = place.step, replace(place, either=True)
         alone = np.zeros_like(problem.upstream)
