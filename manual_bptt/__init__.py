@@ -5,6 +5,7 @@ from manual_bptt.functional import readout, rnn, softmax_cross_entropy, squared_
 from manual_bptt.modules import RNN, RNNCell
 from manual_bptt.network import BPTTResult, ElmanNetwork, bptt
 from manual_bptt.recording import GradientRecord, StateGradients, record_gradients
+from manual_bptt.truncation import Truncation, chunked, full, randomized, windowed
 
 __all__ = [
     "RNN",
@@ -13,12 +14,17 @@ __all__ = [
     "GradientRecord",
     "RNNCell",
     "StateGradients",
+    "Truncation",
     "bptt",
+    "chunked",
     "convert",
+    "full",
+    "randomized",
     "readout",
     "record_gradients",
     "restore",
     "rnn",
     "softmax_cross_entropy",
     "squared_error",
+    "windowed",
 ]

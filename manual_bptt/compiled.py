@@ -10,47 +10,77 @@ from torch import Tensor
 
 from manual_bptt import recurrence
 from manual_bptt.activations import ACTIVATIONS
-from manual_bptt.kernels import eager
 from manual_bptt.recurrence import Settings
 
 
 @torch.library.custom_op("manual_bptt::recurrence", mutates_args=())
 def compiled_recurrence(
-    x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, ended: Tensor | None, nonlinearity: str
+    x: Tensor,
+    h0: Tensor,
+    U: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    ended: Tensor | None,
+    nonlinearity: str,
+    xi: Tensor | None,
+    window: int,
 ) -> Tensor:
-    """Run F1 F2: states h (T, B, H). Kept until backward: x, h0, U, W, ended and h."""
+    """Run F1 F2: states h (T, B, H). Kept until backward: x, h0, U, W, ended, h and ξ (T,); a window of 0 is none."""
     settings = Settings(ACTIVATIONS[nonlinearity])
     return recurrence.states(x, h0, U, W, b, ended, settings, in_place=True).contiguous()
 
 
 @torch.library.custom_op("manual_bptt::backward", mutates_args=())
-def backward_kernel(dh: Tensor, h: Tensor, W: Tensor, nonlinearity: str) -> Tensor:
+def backward_kernel(
+    dh: Tensor, h: Tensor, W: Tensor, ended: Tensor | None, nonlinearity: str, xi: Tensor | None, window: int
+) -> Tensor:
     """Run B3 B4."""
-    activation = ACTIVATIONS[nonlinearity]
-    return eager.backward(dh, activation.slope(h.contiguous()), W, activation)
+    settings = Settings(ACTIVATIONS[nonlinearity], xi=None if xi is None else xi.tolist(), window=window or None)
+    with torch.no_grad():
+        return recurrence.through_time(dh, h.contiguous(), W, ended, settings)
 
 
 @compiled_recurrence.register_fake
-def _(x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, ended: Tensor | None, nonlinearity: str) -> Tensor:
+def _(
+    x: Tensor,
+    h0: Tensor,
+    U: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    ended: Tensor | None,
+    nonlinearity: str,
+    xi: Tensor | None,
+    window: int,
+) -> Tensor:
     return W.new_empty(x.shape[0], x.shape[1], W.shape[0])
 
 
 @backward_kernel.register_fake
-def _(dh: Tensor, h: Tensor, W: Tensor, nonlinearity: str) -> Tensor:
+def _(
+    dh: Tensor, h: Tensor, W: Tensor, ended: Tensor | None, nonlinearity: str, xi: Tensor | None, window: int
+) -> Tensor:
     return torch.empty_like(h, memory_format=torch.contiguous_format)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, h0, U, W, _, ended, ctx.nonlinearity = inputs
-    ctx.save_for_backward(x, h0, U, W, ended, output)
+    x, h0, U, W, _, ended, ctx.nonlinearity, xi, ctx.window = inputs
+    ctx.save_for_backward(x, h0, U, W, ended, xi, output)
 
 
 def _backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
     """B3-B8, each gradient only where somebody asked for it."""
-    x, h0, U, W, ended, h = ctx.saved_tensors
-    outside = dh if ended is None else dh.masked_fill(ended, 0)
-    da = backward_kernel(outside, h.conj(), W.conj(), ctx.nonlinearity)
-    return recurrence.gradients(da, x, h0, U, W, h, U.shape[1], None, ended, ctx.needs_input_grad)
+    x, h0, U, W, ended, xi, h = ctx.saved_tensors
+    k = ctx.window
+    da = backward_kernel(dh, h, W, ended, ctx.nonlinearity, xi, k)
+
+    def entering() -> Tensor:
+        """As recurrence.entering."""
+        first = None if ended is None else ended[:k]
+        made: Tensor = backward_kernel(dh[:k], h[:k], W, first, ctx.nonlinearity, None, 0) if k else da
+        return made
+
+    needed = ctx.needs_input_grad
+    return (*recurrence.gradients(da, entering, x, h0, U, W, h, U.shape[1], None, ended, needed), None, None)
 
 
 compiled_recurrence.register_autograd(_backward, setup_context=_keep)

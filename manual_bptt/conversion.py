@@ -56,15 +56,20 @@ def restore(model: Model) -> Model:
 
     Raises:
         TypeError: model is no torch.nn.Module.
-        ValueError: A module has a nonlinearity that torch.nn does not know. Nothing has been changed then.
+        ValueError: A module has a nonlinearity that torch.nn does not know, or a truncation. Nothing has been changed
+            then.
     """
     found = _found("restore", model, _OF_TORCH)
     for name, module in found.items():
         if module.nonlinearity not in modules.OF_TORCH:
             known = " or ".join(map(repr, modules.OF_TORCH))
             raise ValueError(f"restore: expected {known} as nonlinearity of {name}, got {module.nonlinearity!r}")
+        truncation = getattr(module, "truncation", None)
+        if truncation is not None and not truncation.is_full:
+            raise ValueError(f"restore: expected no truncation in {name}, got {truncation}")
     _warn_of_subclasses("restore", model, tuple(_OF_TORCH))
     for module in found.values():
+        module.__dict__.pop("truncation", None)
         _change_class(module, _OF_TORCH)
     return model
 

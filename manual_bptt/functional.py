@@ -1,5 +1,6 @@
 """The public functions: shape checks and documentation, then the Function that does the work. No derivatives here."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from manual_bptt.readout import DualReadout, Readout
 from manual_bptt.recurrence import Recurrence, Settings, are_tokens, states
 from manual_bptt.targets import weighted_targets
 from manual_bptt.transforms import apply, is_recording, is_tracing, is_transforming, watched
+from manual_bptt.truncation import Truncation
+from manual_bptt.truncation import check as check_truncation
 
 
 def rnn(
@@ -23,6 +26,8 @@ def rnn(
     W: Tensor,
     b: Tensor | None = None,
     nonlinearity: str = "tanh",
+    *,
+    truncation: Truncation | None = None,
 ) -> Tensor:
     """Run an Elman recurrence over a sequence and return every state.
 
@@ -37,6 +42,8 @@ def rnn(
             the same, and its device.
         b: Bias (H,), or None.
         nonlinearity: "tanh", "sigmoid", "relu" or "identity".
+        truncation: How far back gradients are followed: `chunked`, `windowed` or `randomized`; None: all the way. It
+            changes no state.
 
     Returns:
         h (T, B, H), or (T, H) without a batch: the states of all steps.
@@ -45,36 +52,56 @@ def rnn(
         TypeError: An argument is no tensor or has another dtype.
         ValueError: Wrong shape, device or nonlinearity, T = 0, or a token outside 0 .. D-1 (looked at on the CPU
             only; elsewhere the device refuses it).
-        RuntimeError: Autocast is on.
+        RuntimeError: Autocast is on; or there is a truncation where torch differentiates its own operators (torch.func
+            inside torch.compile, torch.jit.trace).
 
-    Gradients: x (not for tokens), h0, U, W, b, by B3-B8.
+    Gradients: x (not for tokens), h0, U, W, b, by B3-B8; truncated by B3's ξ_t, or by B9.
     Double backward: yes, to any order; the second backward runs a loop of differentiable operators. Forward mode T1 T2
     and torch.func work too, and torch.compile(fullgraph=True) but for the double backward, which torch refuses there.
     Memory kept until backward: W, h, and where a gradient needs them x (dU), h0 (dW) and U (dx).
-    Source: docs/derivation.md, F1 F2 and B3-B8.
+    Source: docs/derivation.md, F1 F2 and B3-B9.
     """
     activation = checks.choice("rnn", "nonlinearity", nonlinearity, ACTIVATIONS)
     if not activation.holomorphic:
         checks.floating("rnn", "W", W)
     x, h0, batched = recurrence_arguments("rnn", x, h0, U, W, b)
-    h = run(x, h0, U, W, b, Settings(activation))
+    check_truncation("rnn", truncation)
+    h = run(x, h0, U, W, b, Settings(activation), truncation=truncation)
     return h if batched else h.squeeze(1)
 
 
 def run(
-    x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, settings: Settings, ended: Tensor | None = None
+    x: Tensor,
+    h0: Tensor,
+    U: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    settings: Settings,
+    ended: Tensor | None = None,
+    truncation: Truncation | None = None,
 ) -> Tensor:
     """Run a recurrence whose arguments have been checked, with as much of autograd as is asked for."""
     compiling = torch.compiler.is_compiling()
     if compiling and not is_transforming():
-        h: Tensor = compiled_recurrence(x, h0, U, W, b, ended, settings.activation.name)
+        xi, window = (None, 0) if truncation is None else (truncation.weights(x.shape[0]), truncation.window or 0)
+        h: Tensor = compiled_recurrence(x, h0, U, W, b, ended, settings.activation.name, xi, window)
     elif compiling or is_tracing():
+        if truncation is not None and not truncation.is_full:
+            raise RuntimeError(f"rnn: expected no truncation where torch differentiates by itself, got {truncation}")
         h = states(x, h0, U, W, b, ended, settings, in_place=False)
     elif torch.is_grad_enabled() or watched(x, h0, U, W):
+        settings = settings if truncation is None else truncated(settings, truncation, x)
         h = apply(Recurrence, x, h0, U, W, b, ended, settings)
     else:  # a Function costs as much as several small steps
         h = states(x, h0, U, W, b, ended, settings, in_place=True)
     return h
+
+
+def truncated(settings: Settings, truncation: Truncation, x: Tensor) -> Settings:
+    """The settings with a truncation, drawn for the steps of x (T, B, D), of tokens or of rows."""
+    T = x.shape[0] if settings.sizes is None else len(settings.sizes)
+    xi = truncation.weights(T)
+    return replace(settings, xi=None if xi is None else xi.tolist(), window=truncation.window)
 
 
 def call(function: type[Function], compiled: type[Function], *args: Any) -> Any:

@@ -20,6 +20,8 @@ from manual_bptt.functional import run
 from manual_bptt.layouts import Layout, layout_of
 from manual_bptt.recurrence import Settings
 from manual_bptt.transforms import is_tracing, is_transforming
+from manual_bptt.truncation import Truncation
+from manual_bptt.truncation import check as check_truncation
 
 _run_by_torch: Any = nn.RNN.forward
 _MODES = {f"RNN_{name.upper()}": activation for name, activation in ACTIVATIONS.items()}
@@ -44,6 +46,8 @@ class RNN(nn.RNNBase):
         bidirectional: Whether every layer also runs from the last step to the first.
         device: Where the parameters are made.
         dtype: Their floating or complex dtype; torch's default where None.
+        truncation: How far back gradients are followed in time, in each layer and direction, counted from its own
+            first step; see `rnn`. An attribute that may be changed at any time; None: all the way.
 
     Attributes:
         weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: Parameters of layer k (U, W, and b in two parts),
@@ -53,10 +57,11 @@ class RNN(nn.RNNBase):
     Raises:
         ValueError: Unknown nonlinearity, a size below 1, dropout outside [0, 1], or proj_size, which only
             `torch.nn.LSTM` has.
-        TypeError: A size that is no int, or bias or batch_first that is no bool.
+        TypeError: A size that is no int, bias or batch_first that is no bool, or truncation that is none.
     """
 
     _recorder: Any = None  # of an open record_gradients
+    truncation: Any = None  # a Truncation, or None; torch.jit.script looks annotations up
 
     def __init__(
         self,
@@ -70,6 +75,7 @@ class RNN(nn.RNNBase):
         bidirectional: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        truncation: Truncation | None = None,
         **unknown: Any,
     ) -> None:
         if "proj_size" in unknown:
@@ -78,6 +84,7 @@ class RNN(nn.RNNBase):
             raise TypeError(f"RNN.__init__() got an unexpected keyword argument {next(iter(unknown))!r}")
         if nonlinearity not in tuple(ACTIVATIONS):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from {_names(ACTIVATIONS)}.")
+        check_truncation("RNN", truncation)
         super().__init__(
             "RNN_TANH",  # one of the modes that RNNBase knows
             input_size,
@@ -92,6 +99,8 @@ class RNN(nn.RNNBase):
         )
         self.nonlinearity = nonlinearity
         self.mode = f"RNN_{nonlinearity.upper()}"
+        if truncation is not None:
+            self.truncation = truncation
 
     def forward(
         self,
@@ -138,6 +147,8 @@ class RNN(nn.RNNBase):
         """The forward pass."""
         weights = self._flat_weights
         if handover.wanted(weights) and _MODES[self.mode].name in OF_TORCH and lengths is None:
+            if self.truncation is not None and not self.truncation.is_full and torch.is_grad_enabled():
+                raise RuntimeError(f"RNN: expected no truncation where torch differentiates, got {self.truncation}")
             return _run_by_torch(self, input, hx)  # type: ignore[no-any-return]
         layout, initial = self._checked(input, hx, lengths, weights[0])
         dtype = autocast_dtype(layout.steps.device)
@@ -172,7 +183,7 @@ class RNN(nn.RNNBase):
                 turn = layout.reverse if reverse else _as_it_is
                 observe = record and partial(record, f"l{layer}{'_reverse' if reverse else ''}", layout, turn)
                 settings = Settings(activation, layout.sizes, observe)
-                h = run(turn(steps), h0, U, W, b, settings, layout.ended)
+                h = run(turn(steps), h0, U, W, b, settings, layout.ended, self.truncation)
                 finals.append(layout.last(h, h0))
                 outputs.append(turn(h))
             steps = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
@@ -249,7 +260,8 @@ class RNN(nn.RNNBase):
     def extra_repr(self) -> str:
         """As torch.nn.RNN, which never shows the nonlinearity; one that it does not know is shown."""
         known = self.nonlinearity in OF_TORCH
-        return super().extra_repr() + ("" if known else f", nonlinearity={self.nonlinearity}")
+        truncation = "" if self.truncation is None else f", truncation={self.truncation}"
+        return super().extra_repr() + ("" if known else f", nonlinearity={self.nonlinearity}") + truncation
 
 
 class RNNCell(nn.RNNCell):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from manual_bptt import checks, losses, recurrence
 from manual_bptt.activations import ACTIVATIONS
-from manual_bptt.functional import readout, readout_arguments, recurrence_arguments, rnn
+from manual_bptt.functional import readout, readout_arguments, recurrence_arguments, rnn, truncated
 from manual_bptt.readout import (
     outputs,
     readout_bias_gradient,
@@ -18,6 +18,8 @@ from manual_bptt.readout import (
 )
 from manual_bptt.targets import weighted_targets
 from manual_bptt.transforms import watched
+from manual_bptt.truncation import Truncation
+from manual_bptt.truncation import check as check_truncation
 
 
 class _Loss(NamedTuple):
@@ -50,6 +52,7 @@ class ElmanNetwork(nn.Module):
         output_size: K.
         nonlinearity: "tanh", "sigmoid", "relu" or "identity".
         bias: Whether there are b and c; they are None otherwise.
+        truncation: How far back gradients are followed; see `rnn`. An attribute that may be changed at any time.
         device: Where the parameters are made.
         dtype: Their real floating dtype; torch's default where None.
 
@@ -74,6 +77,8 @@ class ElmanNetwork(nn.Module):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        truncation: Truncation | None = None,
     ) -> None:
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "output_size": output_size}
         for symbol, size in sizes.items():
@@ -85,7 +90,9 @@ class ElmanNetwork(nn.Module):
             raise TypeError(f"ElmanNetwork: expected dtype to be a floating dtype, got {dtype!r}")
         if not isinstance(bias, bool):
             raise TypeError(f"ElmanNetwork: expected bias to be a bool, got {type(bias).__name__}")
+        check_truncation("ElmanNetwork", truncation)
         super().__init__()
+        self.truncation = truncation
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, output_size
         self.nonlinearity = nonlinearity
 
@@ -120,13 +127,15 @@ class ElmanNetwork(nn.Module):
 
         Gradients, double backward and memory kept until backward: those of `rnn` and `readout`.
         """
-        h = rnn(x, h0, self.U, self.W, self.b, self.nonlinearity)
+        h = rnn(x, h0, self.U, self.W, self.b, self.nonlinearity, truncation=self.truncation)
         return readout(h, self.V, self.c), h
 
     def extra_repr(self) -> str:
         """Sizes and settings, in the order of the constructor."""
         bias = "" if self.b is not None else ", bias=False"
-        return f"{self.input_size}, {self.hidden_size}, {self.output_size}, nonlinearity={self.nonlinearity!r}{bias}"
+        truncation = "" if self.truncation is None else f", truncation={self.truncation}"
+        sizes = f"{self.input_size}, {self.hidden_size}, {self.output_size}"
+        return f"{sizes}, nonlinearity={self.nonlinearity!r}{bias}{truncation}"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -193,6 +202,7 @@ def bptt(
     time: str = "sum",
     batch: str = "sum",
     ignore_index: int = -100,
+    truncation: Truncation | None = None,
 ) -> BPTTResult:
     """Run one forward and one backward pass of the whole network, without autograd, and return everything in it.
 
@@ -209,6 +219,7 @@ def bptt(
         time: "sum", "mean" or "last"; see `softmax_cross_entropy`.
         batch: "sum" or "mean".
         ignore_index: Class index of a step that does not count; not used by "squared_error".
+        truncation: How far back gradients are followed; see `rnn`. dh, da and all that is made of them is truncated.
 
     Returns:
         BPTTResult. Without a batch its fields have no B either.
@@ -223,12 +234,15 @@ def bptt(
     activation = checks.choice("bptt", "nonlinearity", nonlinearity, ACTIVATIONS)
     chosen = checks.choice("bptt", "loss", loss, LOSSES)
     checks.integer("bptt", "ignore_index", ignore_index)
+    check_truncation("bptt", truncation)
     U, W, V, b, c = _unpack(parameters)
     checks.floating("bptt", "W", W)
     x, h0, batched = recurrence_arguments("bptt", x, h0, U, W, b)
     checks.tensor("bptt", "targets", targets)
 
     settings = recurrence.Settings(activation)
+    if truncation is not None:
+        settings = truncated(settings, truncation, x)
     h = recurrence.states(x, h0, U, W, b, None, settings, not watched(x, h0, W))  # F1 F2
     # F1 once more: the kernel keeps the states alone
     a = recurrence.input_part(x, U, b) + recurrence.states_before(h, h0) @ W.t()
@@ -244,12 +258,13 @@ def bptt(
     entering.copy_(chosen.output_gradient(output, y, w).view_as(entering))  # B1
     outside = readout_state_gradient(do, V)  # B3, first term
     da = recurrence.through_time(outside, h, W, None, settings)  # B3 B4
-    dh = recurrence.state_gradient(outside, da, W)  # B3, both terms
+    dh = recurrence.state_gradient(outside, da, h, W, None, settings)  # B3, both terms
 
     def steps(value: Tensor) -> Tensor:
         return value if batched else value.squeeze(1)
 
-    dh0 = recurrence.initial_state_gradient(da, W)  # B8
+    entering = recurrence.entering(da, outside, h, W, None, settings)
+    dh0 = recurrence.initial_state_gradient(entering, W)  # B8
     return BPTTResult(
         loss=value,
         a=steps(a),

@@ -85,13 +85,19 @@ class _Recorder:
         self.record.calls.append(call)
 
         def record(
-            name: str, layout: Layout, turn: Callable[[Tensor], Tensor], dh: Tensor, da: Tensor, W: Tensor
+            name: str,
+            layout: Layout,
+            turn: Callable[[Tensor], Tensor],
+            dh: Tensor,
+            da: Tensor,
+            h: Tensor,
+            W: Tensor,
+            ended: Tensor | None,
+            settings: recurrence.Settings,
         ) -> None:
             if watched(dh, da, W):
                 raise RuntimeError("record_gradients: expected a plain backward pass, got one under a transform")
-            if layout.ended is not None:
-                dh = dh.masked_fill(layout.ended, 0)
-            dh = recurrence.state_gradient(dh.detach(), da, W, layout.sizes)
+            dh = recurrence.state_gradient(dh.detach(), da, h, W, ended, settings)
             call[name] = StateGradients(dh=layout.output(turn(dh)), da=layout.output(turn(da.detach().clone())))
 
         return record

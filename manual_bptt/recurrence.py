@@ -13,6 +13,7 @@ alone.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
+from manual_bptt import lags
 from manual_bptt.activations import Activation
 from manual_bptt.autocast import without_autocast
 from manual_bptt.kernels import eager
@@ -33,12 +35,16 @@ class Settings:
     Attributes:
         activation: f of F2.
         sizes: Sequences at each step where x are the rows of sequences of different lengths; None for (T, B, D).
-        observe: Called in the backward pass with the part of dh from outside, da (B4) and W.
+        observe: Called in the backward pass with what `state_gradient` takes.
+        xi: ξ_1 … ξ_T of B3; None: all are 1.
+        window: How many steps each gradient from outside is followed back; None: all there are.
     """
 
     activation: Activation
     sizes: Sequence[int] | None = None
-    observe: Callable[[Tensor, Tensor, Tensor], None] | None = None
+    observe: Callable[..., None] | None = None
+    xi: Sequence[float] | None = None
+    window: int | None = None
 
 
 def states(
@@ -88,21 +94,47 @@ def through_time(dh: Tensor, h: Tensor, W: Tensor, ended: Tensor | None, setting
     slope = settings.activation.slope(h.conj())
     if ended is not None:
         dh, slope = dh.masked_fill(ended, 0), slope.masked_fill(ended, 0)
+    if settings.window is not None:
+        total = lags.within(dh, slope, W.conj(), settings.activation, settings.sizes, settings.window)  # B3 by B9
+        return settings.activation.times(slope, total)  # B4
     kernel = eager.functional_backward if torch.is_grad_enabled() or watched(dh, h, W) else eager.backward
-    return kernel(dh, slope, W.conj(), settings.activation, settings.sizes)
+    return kernel(dh, slope, W.conj(), settings.activation, settings.sizes, settings.xi)
 
 
 @torch.no_grad()
-def state_gradient(dh: Tensor, da: Tensor, W: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+def state_gradient(dh: Tensor, da: Tensor, h: Tensor, W: Tensor, ended: Tensor | None, settings: Settings) -> Tensor:
     """B3: the total dh (T, B, H) from its part from outside and what comes back through the next step; detached."""
+    if ended is not None:
+        dh = dh.masked_fill(ended, 0)
+    if settings.window is not None:
+        slope = settings.activation.slope(h.conj())
+        slope = slope if ended is None else slope.masked_fill(ended, 0)
+        return lags.within(dh, slope, W.conj(), settings.activation, settings.sizes, settings.window)
     total = dh.clone()
     later = da @ W.conj()
-    if sizes is None:
+    if settings.sizes is None and settings.xi is None:
         total[:-1] += later[1:]
-    else:
-        for dh_t, from_next in zip(eager.split(total, sizes), eager.split(later, sizes)[1:], strict=False):
-            dh_t[: from_next.shape[0]] += from_next
+        return total
+    steps = eager.split(later, settings.sizes)[1:]
+    weights = [1.0] * len(steps) if settings.xi is None else settings.xi[1:]
+    for dh_t, from_next, xi in zip(eager.split(total, settings.sizes), steps, weights, strict=False):
+        if xi != 0:
+            dh_t[: from_next.shape[0]].add_(from_next, alpha=xi)
     return total
+
+
+def entering(da: Tensor, dh: Tensor, h: Tensor, W: Tensor, ended: Tensor | None, settings: Settings) -> Tensor:
+    """Da of the losses that reach h_0, for B8: all of them, or those of the first steps where there is a window.
+
+    h_0 lies s steps before step s, so the losses of the steps 1 … k reach it, and all the way.
+    """
+    if settings.window is None:
+        return da
+    k = min(settings.window, len(eager.split(h, settings.sizes)))
+    sizes = None if settings.sizes is None else settings.sizes[:k]
+    steps = k if sizes is None else sum(sizes)
+    first = None if ended is None else ended[:steps]
+    return through_time(dh[:steps], h[:steps], W, first, Settings(settings.activation, sizes))
 
 
 def bias_gradient(da: Tensor) -> Tensor:
@@ -143,6 +175,7 @@ def initial_state_gradient(da: Tensor, W: Tensor, sizes: Sequence[int] | None = 
 
 def gradients(
     da: Tensor,
+    entering: Callable[[], Tensor],
     x: Tensor,
     h0: Tensor,
     U: Tensor,
@@ -153,11 +186,14 @@ def gradients(
     ended: Tensor | None,
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """B5-B8 from da: dx, dh0, dU, dW, db, each only where needed, and None for what is no variable."""
+    """B5-B8 from da: dx, dh0, dU, dW, db, each only where needed, and None for what is no variable.
+
+    `entering` makes the da that dh0 is made of.
+    """
     need_dx, need_dh0, need_dU, need_dW, need_db = needed[:5]
     return (
         input_gradient(da, U) if need_dx else None,
-        initial_state_gradient(da, W, sizes) if need_dh0 else None,
+        initial_state_gradient(entering(), W, sizes) if need_dh0 else None,
         input_weight_gradient(da, x, D) if need_dU else None,
         recurrent_weight_gradient(da, h, h0, sizes, ended) if need_dW else None,
         bias_gradient(da) if need_db else None,
@@ -191,7 +227,9 @@ def tangents(
     slope = settings.activation.slope(h)
     if ended is not None:
         linear, slope = linear.masked_fill(ended, 0), slope.masked_fill(ended, 0)
-    return eager.tangent(linear, start, slope, W, settings.activation, settings.sizes)
+    if settings.window is not None:
+        return lags.tangent(linear, start, slope, W, settings.activation, settings.sizes, settings.window)
+    return eager.tangent(linear, start, slope, W, settings.activation, settings.sizes, settings.xi)
 
 
 class Recurrence(Function):
@@ -237,5 +275,6 @@ class Recurrence(Function):
         with without_autocast(dh.device):
             da = through_time(dh, h, W, ended, settings)
             if settings.observe is not None:
-                settings.observe(dh, da, W)
-            return gradients(da, x, h0, U, W, h, ctx.D, settings.sizes, ended, ctx.needs_input_grad)
+                settings.observe(dh, da, h, W, ended, settings)
+            first = partial(entering, da, dh, h, W, ended, settings)
+            return gradients(da, first, x, h0, U, W, h, ctx.D, settings.sizes, ended, ctx.needs_input_grad)

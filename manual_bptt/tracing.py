@@ -184,6 +184,7 @@ def _terms(problem: Problem, result: BPTTResult) -> _Terms:
     before = recurrence.states_before(result.h, problem.h0)
     outside = readout_state_gradient(result.do, V)
     activation = ACTIVATIONS[problem.nonlinearity]
+    settings = recurrence.Settings(activation)
     return _Terms(
         Ux=recurrence.input_part(problem.x, U, None),
         Wh=before @ W.t(),
@@ -195,7 +196,7 @@ def _terms(problem: Problem, result: BPTTResult) -> _Terms:
         w=w,
         losses=losses,
         outside=outside,
-        later=recurrence.state_gradient(torch.zeros_like(outside), result.da, W),
+        later=recurrence.state_gradient(torch.zeros_like(outside), result.da, result.h, W, None, settings),
         slope=activation.times(activation.slope(result.h), torch.ones_like(result.h)),
         dV=_outer(result.do, result.h),
         dW=_outer(result.da, before),

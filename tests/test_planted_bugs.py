@@ -76,16 +76,16 @@ class Plant:
         return make_problem(nonlinearity=self.nonlinearity, **options)
 
 
-def without_carry(right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
+def without_carry(right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any, xi: Any) -> Tensor:
     return slope * dh
 
 
-def transposed_carry(right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
+def transposed_carry(right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any, xi: Any) -> Tensor:
     return right(dh, slope, W.t(), activation)
 
 
 def carry_of_da_not_through_slope(
-    right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any
+    right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any, xi: Any
 ) -> Tensor:
     carried = dh.clone()
     for t in range(len(dh) - 2, -1, -1):
@@ -93,18 +93,24 @@ def carry_of_da_not_through_slope(
     return slope * carried
 
 
-def unwritten_first_step(right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
+def unwritten_first_step(
+    right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any, xi: Any
+) -> Tensor:
     da = torch.empty_like(dh)
     da[1:] = right(dh, slope, W, activation)[1:]
     return da
 
 
-def first_step_skipped(right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
+def first_step_skipped(
+    right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any, xi: Any
+) -> Tensor:
     da = right(dh, slope, W, activation)
     return torch.cat((torch.zeros_like(da[:1]), da[1:]))
 
 
-def truncated_after_two_steps(right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
+def truncated_after_two_steps(
+    right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any, xi: Any
+) -> Tensor:
     return torch.cat((right(dh[:-2], slope[:-2], W, activation), right(dh[-2:], slope[-2:], W, activation)))
 
 

@@ -341,7 +341,9 @@ def carried(last: bool, right: Any, a: Tensor, h0: Tensor, W: Tensor, activation
     return a
 
 
-def carried_back(last: bool, right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
+def carried_back(
+    last: bool, right: Any, dh: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any, xi: Any
+) -> Tensor:
     """The same back through time."""
     da, later = [], slope.new_zeros(0, H)
     for dh_t, slope_t in zip(eager.split(dh, sizes)[::-1], eager.split(slope, sizes)[::-1], strict=True):

@@ -179,7 +179,7 @@ def test_dual_numbers_go_through_the_backward_pass():
 def test_a_wrong_tangent_is_seen(wrong, monkeypatch):
     right = eager.tangent
 
-    def planted(linear: Tensor, h0: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any) -> Tensor:
+    def planted(linear: Tensor, h0: Tensor, slope: Tensor, W: Tensor, activation: Any, sizes: Any, xi: Any) -> Tensor:
         if wrong == "no-carry":
             return activation.times(slope, linear)
         return right(linear, h0, slope.square(), W, activation)

@@ -50,12 +50,12 @@ class Mistake:
             yield
 
 
-def _carry_dropped(dh: Tensor, slope: Tensor, W: Tensor, activation: Activation, sizes: Any) -> Tensor:
+def _carry_dropped(dh: Tensor, slope: Tensor, W: Tensor, activation: Activation, sizes: Any, xi: Any) -> Tensor:
     return activation.times(slope, dh)
 
 
-def _W_transposed(dh: Tensor, slope: Tensor, W: Tensor, activation: Activation, sizes: Any) -> Tensor:
-    return _backward(dh, slope, W.t(), activation, sizes)
+def _W_transposed(dh: Tensor, slope: Tensor, W: Tensor, activation: Activation, sizes: Any, xi: Any) -> Tensor:
+    return _backward(dh, slope, W.t(), activation, sizes, xi)
 
 
 def _slope_of_a(dh: Tensor, h: Tensor, W: Tensor, ended: Tensor | None, settings: Settings) -> Tensor:

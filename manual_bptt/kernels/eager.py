@@ -55,7 +55,12 @@ def functional_forward(
 
 
 def backward(
-    dh: Tensor, slope: Tensor, W: Tensor, activation: Activation, sizes: Sequence[int] | None = None
+    dh: Tensor,
+    slope: Tensor,
+    W: Tensor,
+    activation: Activation,
+    sizes: Sequence[int] | None = None,
+    xi: Sequence[float] | None = None,
 ) -> Tensor:
     """Run B3 and B4 back through time, in place.
 
@@ -65,27 +70,37 @@ def backward(
         W: (H, H).
         activation: Entry of ACTIVATIONS.
         sizes: As `forward`.
+        xi: ξ_1 … ξ_T of B3; None: all are 1.
 
     Returns:
         The storage of slope, now da.
     """
     steps, outside = split(slope, sizes), split(dh, sizes)
     running = still_running(sizes, len(steps))
+    xi = [1.0] * len(steps) if xi is None else xi
     activation.times(steps[-1], outside[-1], out=steps[-1])  # B4 at t = T, where nothing comes from later
     dh_t = torch.empty_like(steps[-1])
     for t in range(len(steps) - 2, -1, -1):
         on = running[t + 1]
-        if on is None:
-            torch.addmm(outside[t], steps[t + 1], W, out=dh_t)  # B3: reverses F1's W h_{t-1}
-        else:
+        if on is not None:
             dh_t = outside[t].clone()  # B3 of a sequence that ends at t
-            dh_t[:on].addmm_(steps[t + 1], W)  # B3 of one that goes on
+            dh_t[:on].addmm_(steps[t + 1], W, alpha=xi[t + 1])  # B3 of one that goes on
+        elif xi[t + 1] != 0:
+            torch.addmm(outside[t], steps[t + 1], W, alpha=xi[t + 1], out=dh_t)  # B3: reverses F1's W h_{t-1}
+        else:
+            activation.times(steps[t], outside[t], out=steps[t])  # B4 where nothing is let through
+            continue
         activation.times(steps[t], dh_t, out=steps[t])  # B4: reverses F2
     return slope
 
 
 def functional_backward(
-    dh: Tensor, slope: Tensor, W: Tensor, activation: Activation, sizes: Sequence[int] | None = None
+    dh: Tensor,
+    slope: Tensor,
+    W: Tensor,
+    activation: Activation,
+    sizes: Sequence[int] | None = None,
+    xi: Sequence[float] | None = None,
 ) -> Tensor:
     """Compute what `backward` computes with nothing written in place: it can be differentiated again and batched.
 
@@ -93,14 +108,15 @@ def functional_backward(
     """
     slopes, outside = split(slope, sizes), split(dh, sizes)
     running = still_running(sizes, len(slopes))
+    xi = [1.0] * len(slopes) if xi is None else xi
     da_t = activation.times(slopes[-1], outside[-1])  # B4
     steps = [da_t]
     for t in range(len(slopes) - 2, -1, -1):
         on = running[t + 1]
         if on is None:
-            dh_t = torch.addmm(outside[t], da_t, W)  # B3
+            dh_t = torch.addmm(outside[t], da_t, W, alpha=xi[t + 1]) if xi[t + 1] != 0 else outside[t]  # B3
         else:
-            dh_t = torch.cat((torch.addmm(outside[t][:on], da_t, W), outside[t][on:]))
+            dh_t = torch.cat((torch.addmm(outside[t][:on], da_t, W, alpha=xi[t + 1]), outside[t][on:]))
         da_t = activation.times(slopes[t], dh_t)  # B4
         steps.append(da_t)
     return join(steps[::-1], sizes)
@@ -113,6 +129,7 @@ def tangent(
     W: Tensor,
     activation: Activation,
     sizes: Sequence[int] | None = None,
+    xi: Sequence[float] | None = None,
 ) -> Tensor:
     """Run T1 and T2 through time, with nothing written in place.
 
@@ -123,6 +140,7 @@ def tangent(
         W: (H, H).
         activation: Entry of ACTIVATIONS.
         sizes: As `forward`.
+        xi: As `backward`: the tangents that go with its truncated gradients.
 
     Returns:
         The tangents of the states, shaped as linear.
@@ -130,10 +148,12 @@ def tangent(
     W_transposed = W.t()
     h = h0
     steps = []
-    counts = still_running(sizes, linear.shape[0])
-    for linear_t, slope_t, running in zip(split(linear, sizes), split(slope, sizes), counts, strict=True):
+    linears, slopes = split(linear, sizes), split(slope, sizes)
+    counts = still_running(sizes, len(slopes))
+    xi = [1.0] * len(slopes) if xi is None else xi
+    for linear_t, slope_t, running, xi_t in zip(linears, slopes, counts, xi, strict=True):
         before = h if running is None else h[:running]
-        h = activation.times(slope_t, torch.addmm(linear_t, before, W_transposed))  # T1 T2
+        h = activation.times(slope_t, torch.addmm(linear_t, before, W_transposed, alpha=xi_t))  # T1 T2
         steps.append(h)
     return join(steps, sizes)
 
