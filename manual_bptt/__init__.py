@@ -1,10 +1,12 @@
 """Back-propagation through time for vanilla recurrent networks, written out by hand. Public names, nothing else."""
 
+from manual_bptt.clipping import clip_gradient_norm, clip_gradient_value
 from manual_bptt.conversion import convert, restore
 from manual_bptt.functional import readout, rnn, softmax_cross_entropy, squared_error
 from manual_bptt.modules import RNN, RNNCell
 from manual_bptt.network import BPTTResult, ElmanNetwork, bptt
 from manual_bptt.recording import GradientRecord, StateGradients, record_gradients
+from manual_bptt.segments import Segment, tbptt
 from manual_bptt.truncation import Truncation, chunked, full, randomized, windowed
 
 __all__ = [
@@ -13,10 +15,13 @@ __all__ = [
     "ElmanNetwork",
     "GradientRecord",
     "RNNCell",
+    "Segment",
     "StateGradients",
     "Truncation",
     "bptt",
     "chunked",
+    "clip_gradient_norm",
+    "clip_gradient_value",
     "convert",
     "full",
     "randomized",
@@ -26,5 +31,6 @@ __all__ = [
     "rnn",
     "softmax_cross_entropy",
     "squared_error",
+    "tbptt",
     "windowed",
 ]

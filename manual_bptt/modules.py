@@ -169,6 +169,7 @@ class RNN(nn.RNNBase):
             shape = (self.num_layers * self._directions, layout.B, self.hidden_size)
             initial = torch.zeros(shape, dtype=layout.steps.dtype, device=layout.steps.device)
         activation = _MODES[self.mode]
+        check_truncation("RNN", self.truncation)
         record = None if self._recorder is None else self._recorder.next_call()
         each = 4 if self.bias else 2
         steps = layout.steps

@@ -137,6 +137,17 @@ def entering(da: Tensor, dh: Tensor, h: Tensor, W: Tensor, ended: Tensor | None,
     return through_time(dh[:steps], h[:steps], W, first, Settings(settings.activation, sizes))
 
 
+def let_through(h: Tensor, settings: Settings) -> Tensor:
+    """H (T, B, H) as step t + 1 reads it: the same values, their gradients multiplied by ξ_{t+1}."""
+    if settings.xi is None:
+        return h
+    xi = torch.tensor([*settings.xi[1:], 1.0], dtype=h.real.dtype, device=h.device)  # nothing reads h_T
+    if settings.sizes is not None:
+        xi = xi.repeat_interleave(torch.tensor(settings.sizes, device=h.device))
+    kept = h.detach()
+    return kept + xi.view(-1, *[1] * (h.ndim - 1)) * (h - kept)
+
+
 def bias_gradient(da: Tensor) -> Tensor:
     """B5: db (H,), the sum over time and batch."""
     return rows(da).sum(0)
@@ -170,7 +181,7 @@ def input_gradient(da: Tensor, U: Tensor) -> Tensor:
 
 def initial_state_gradient(da: Tensor, W: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     """B8: dh0 (B, H)."""
-    return eager.split(da, sizes)[0] @ W.conj()
+    return (da[0] if sizes is None else da[: sizes[0]]) @ W.conj()
 
 
 def gradients(
@@ -277,4 +288,5 @@ class Recurrence(Function):
             if settings.observe is not None:
                 settings.observe(dh, da, h, W, ended, settings)
             first = partial(entering, da, dh, h, W, ended, settings)
-            return gradients(da, first, x, h0, U, W, h, ctx.D, settings.sizes, ended, ctx.needs_input_grad)
+            before = let_through(h, settings) if torch.is_grad_enabled() else h
+            return gradients(da, first, x, h0, U, W, before, ctx.D, settings.sizes, ended, ctx.needs_input_grad)
