@@ -3,6 +3,7 @@
 from manual_bptt.clipping import clip_gradient_norm, clip_gradient_value
 from manual_bptt.conversion import convert, restore
 from manual_bptt.functional import readout, rnn, softmax_cross_entropy, squared_error
+from manual_bptt.gradient_flow import GradientFlow, LayerFlow, gradient_flow
 from manual_bptt.modules import RNN, RNNCell
 from manual_bptt.network import BPTTResult, ElmanNetwork, bptt
 from manual_bptt.recording import GradientRecord, StateGradients, record_gradients
@@ -13,7 +14,9 @@ __all__ = [
     "RNN",
     "BPTTResult",
     "ElmanNetwork",
+    "GradientFlow",
     "GradientRecord",
+    "LayerFlow",
     "RNNCell",
     "Segment",
     "StateGradients",
@@ -24,6 +27,7 @@ __all__ = [
     "clip_gradient_value",
     "convert",
     "full",
+    "gradient_flow",
     "randomized",
     "readout",
     "record_gradients",

@@ -1,0 +1,308 @@
+"""How gradients shrink and grow on their way back through time: measured on a network, beside the bounds that hold.
+
+Works on every layer and direction of an RNN, on torch.nn.RNN, and on ElmanNetwork. The mathematics is that of
+docs/derivation.md, section 8 and B9; nothing here is differentiated or trained.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manual_bptt import checks, lags, recurrence
+from manual_bptt.activations import ACTIVATIONS, Activation
+from manual_bptt.conversion import convert
+from manual_bptt.modules import RNN
+from manual_bptt.network import ElmanNetwork
+
+STEEPEST = {"tanh": 1.0, "sigmoid": 0.25, "relu": 1.0, "identity": 1.0}  # γ = max f'
+FAR = 0.01  # a share of a hundredth, or a hundredfold one, is told as vanished or exploded
+FLAT = 0.1  # units whose slope is below this share of γ are told as saturated
+
+
+@dataclass(frozen=True, eq=False)
+class LayerFlow:
+    """The flow through one layer in one direction; steps are those of the direction, its first step first.
+
+    Attributes:
+        name: "l0", "l0_reverse", "l1", …; of an ElmanNetwork "l0".
+        nonlinearity: f.
+        dh: ‖dL/dh_t‖ over batch and units, (T,).
+        outside: ‖e_t‖, the part of it from outside the recurrence, (T,).
+        by_step: Row s, column t: ‖g‖ of what the gradient that enters at step s contributes to dL/dh_t, (T, T); 0 for
+            t > s.
+        by_lag: For each lag j the gain ‖g_{t,j}‖ / ‖e_{t+j}‖, over all t together, (T,); NaN where nothing enters.
+        bounds: (σ_max γ)^j, which no gain exceeds, (T,).
+        eigenvalues: Of W, largest modulus first, (H,), complex.
+        sigma_max: Largest singular value of W.
+        gamma: γ, the largest slope that f has.
+        singular_values: Of ∂h_T/∂h_t, for t = 1 … T and the first rows of the batch, (T, rows, H), largest first.
+        lyapunov: Lyapunov exponents, (H,), largest first: what ln of a small difference of states grows by in a step.
+        slopes: Mean f' at each step, (T,).
+        saturated: Share of units at each step whose slope is less than a tenth of γ, (T,).
+    """
+
+    name: str
+    nonlinearity: str
+    dh: Tensor
+    outside: Tensor
+    by_step: Tensor
+    by_lag: Tensor
+    bounds: Tensor
+    eigenvalues: Tensor
+    sigma_max: float
+    gamma: float
+    singular_values: Tensor
+    lyapunov: Tensor
+    slopes: Tensor
+    saturated: Tensor
+
+    @property
+    def rate(self) -> float:
+        """By what factor the gain changes a step, fitted over the lags from the first to the last that can be seen."""
+        gains = self.by_lag[self.by_lag.isfinite() & (self.by_lag > 0)]
+        if len(gains) < 2:
+            return math.nan
+        return math.exp((gains[-1].log() - gains[0].log()).item() / (len(gains) - 1))
+
+    @property
+    def verdict(self) -> str:
+        """Vanishing, exploding or neither, in a sentence, with the lag from which on it holds."""
+        gains = self.by_lag
+        seen = gains.isfinite()
+        far = int(seen.nonzero().max()) if seen.any() else 0
+        rate = f"×{self.rate:.2g} a step" if math.isfinite(self.rate) else "no lag can be seen"
+        for word, holds in (("vanishing", gains < FAR), ("exploding", gains > 1 / FAR)):
+            beyond = (~holds & seen).nonzero()
+            first = int(beyond.max()) + 1 if len(beyond) else 0
+            if far > 0 and first <= far and holds[far]:
+                how = "less than a hundredth" if word == "vanishing" else "more than the hundredfold"
+                return f"{word}: from lag {first} on a loss adds {how} of what enters at its own step ({rate})"
+        return f"neither vanishing nor exploding up to lag {far} ({rate})"
+
+    def __repr__(self) -> str:
+        largest = self.eigenvalues.abs().max().item()
+        return (
+            f"{self.name}: {self.verdict}\n  max|λ| of W {largest:.3g}, σ_max {self.sigma_max:.3g}, γ {self.gamma:g}, "
+            f"largest Lyapunov exponent {self.lyapunov[0].item():.3g}, saturated {self.saturated.mean().item():.0%}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class GradientFlow:
+    """The flow through all layers and directions.
+
+    Attributes:
+        layers: By name, the LayerFlow of each.
+    """
+
+    layers: Mapping[str, LayerFlow]
+
+    def __getitem__(self, name: str) -> LayerFlow:
+        if name not in self.layers:
+            raise KeyError(f"{name!r}: there are {', '.join(self.layers)}")
+        return self.layers[name]
+
+    def __iter__(self) -> Iterator[LayerFlow]:
+        return iter(self.layers.values())
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self))
+
+
+def gradient_flow(
+    network: nn.Module,
+    x: Tensor,
+    loss: Callable[[Tensor], Tensor] | None = None,
+    hx: Tensor | None = None,
+    *,
+    rows: int = 8,
+) -> GradientFlow:
+    """Measure how the gradients of a loss flow back through a network's states.
+
+    dL/dh_t = Σ_j g_{t,j},  ‖g_{t,j}‖ ≤ (σ_max(W) γ)^j ‖e_{t+j}‖   (B9, section 8)
+
+    Args:
+        network: A manual_bptt.RNN, a torch.nn.RNN (a copy of it is converted), or an ElmanNetwork.
+        x: Its input: (T, B, D), for an RNN also as batch_first says; for an ElmanNetwork also tokens (T, B).
+        loss: Maps the network's output (its states, or o of an ElmanNetwork) to a loss without dimensions. None: half
+            the sum of squares of the output.
+        hx: The state before the first step, as the network takes it; None: zeros.
+        rows: Of how many rows of the batch singular values and Lyapunov exponents are computed: H×H matrices for each
+            step.
+
+    Returns:
+        GradientFlow. A truncation that the network has is not applied: what it would leave out is what is looked at.
+
+    Raises:
+        TypeError: The network is none of these, or x no tensor.
+        ValueError: x of another rank, fewer than 2 steps, a loss with dimensions, or parameters that are not finite.
+
+    Memory: a graph of the forward pass, and (T, rows, H, H).
+    Source: docs/derivation.md, section 8 and B9.
+    """
+    checks.tensor("gradient_flow", "x", x)
+    checks.integer("gradient_flow", "rows", rows)
+    if rows < 1:
+        raise ValueError(f"gradient_flow: expected rows of at least 1, got {rows}")
+    if not isinstance(network, (RNN, nn.RNN, ElmanNetwork)):
+        kind = type(network)
+        raise TypeError(
+            "gradient_flow: expected network to be a manual_bptt.RNN, torch.nn.RNN or ElmanNetwork, "
+            f"got {kind.__module__}.{kind.__name__}"
+        )
+    for name, parameter in network.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"gradient_flow: expected {name} to be finite, got NaN or infinite numbers")
+    ranks = (2, 3) if isinstance(network, ElmanNetwork) and recurrence.are_tokens(x) else (3,)
+    if x.dim() not in ranks:
+        raise ValueError(f"gradient_flow: expected x with a batch, (T, B, D) or (B, T, D), got {tuple(x.shape)}")
+    time = 1 if getattr(network, "batch_first", False) else 0
+    if x.shape[time] < 2:
+        raise ValueError(f"gradient_flow: expected at least 2 steps, got T = {x.shape[time]} in {tuple(x.shape)}")
+    loss = _half_squares if loss is None else loss
+    watched = copy.deepcopy(network)
+    passes = (
+        _of_network(watched, x, loss, hx) if isinstance(watched, ElmanNetwork) else _of_module(watched, x, loss, hx)
+    )
+    return GradientFlow({name: _layer(name, each, rows) for name, each in passes.items()})
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one layer and direction did: its states h (T, B, H), the gradient e that entered, W, f."""
+
+    e: Tensor
+    h: Tensor
+    W: Tensor
+    activation: Activation
+
+
+def _half_squares(output: Tensor) -> Tensor:
+    return output.square().sum() / 2
+
+
+def _differentiated(value: object) -> Tensor:
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"gradient_flow: expected loss to return a loss without dimensions, got {got}")
+    return value
+
+
+def _of_network(
+    network: ElmanNetwork, x: Tensor, loss: Callable[[Tensor], Tensor], hx: Tensor | None
+) -> dict[str, _Pass]:
+    network.truncation = None
+    with torch.enable_grad():
+        o, h = network(x, hx)
+        o = o.detach().requires_grad_()
+        [do] = torch.autograd.grad(_differentiated(loss(o)), [o])
+    e = do @ network.V.detach()  # B3, first term
+    return {"l0": _Pass(e, h.detach(), network.W.detach(), ACTIVATIONS[network.nonlinearity])}
+
+
+class _Watcher:
+    """What a module takes for its recorder: keeps what the backward pass of each layer and direction sees."""
+
+    run = staticmethod(RNN._run)
+
+    def __init__(self) -> None:
+        self.passes: dict[str, _Pass] = {}
+
+    def next_call(self) -> Callable[..., None]:
+        def keep(
+            name: str,
+            layout: object,
+            turn: object,
+            dh: Tensor,
+            da: Tensor,
+            h: Tensor,
+            W: Tensor,
+            ended: Tensor | None,
+            settings: recurrence.Settings,
+        ) -> None:
+            self.passes[name] = _Pass(dh.detach(), h.detach(), W.detach(), settings.activation)
+
+        return keep
+
+
+def _of_module(module: Any, x: Tensor, loss: Callable[[Tensor], Tensor], hx: Tensor | None) -> dict[str, _Pass]:
+    module = convert(module)
+    module.truncation = None
+    module.eval()  # no dropout
+    module._recorder = watcher = _Watcher()
+    with torch.enable_grad():
+        for parameter in module.parameters():
+            parameter.requires_grad_()
+        output, _ = module(x, hx)
+        torch.autograd.grad(_differentiated(loss(output)), list(module.parameters()), allow_unused=True)
+    if not watcher.passes:
+        raise ValueError("gradient_flow: expected a loss that depends on the output, got one that does not")
+    return dict(sorted(watcher.passes.items()))
+
+
+@torch.no_grad()
+def _layer(name: str, done: _Pass, rows: int) -> LayerFlow:
+    activation, W, e = done.activation, done.W, done.e
+    T = done.h.shape[0]
+    slope = activation.slope(done.h)
+    slopes = activation.times(slope, torch.ones_like(slope))
+    outside = e.flatten(1).norm(dim=1)
+    by_step = outside.new_zeros(T, T)
+    by_lag = outside.new_full((T,), math.nan)
+    total = torch.zeros_like(e)
+    for lag, share in enumerate(lags.by_lag(e, slope, W, activation)):
+        norms = share.flatten(1).norm(dim=1)
+        by_step.diagonal(-lag).copy_(norms)  # row t + lag, column t
+        entered = outside[lag:].norm()
+        by_lag[lag] = norms.norm() / entered if entered > 0 else math.nan
+        total = lags.add_steps(total, share, None, lag)
+    sigma_max = torch.linalg.matrix_norm(W, 2).item()
+    gamma = STEEPEST[activation.name]
+    jacobians = slopes[:, :rows].unsqueeze(-1) * W  # ∂h_t/∂h_{t-1} of each row, (T, rows, H, H)
+    return LayerFlow(
+        name=name,
+        nonlinearity=activation.name,
+        dh=total.flatten(1).norm(dim=1),
+        outside=outside,
+        by_step=by_step,
+        by_lag=by_lag,
+        bounds=(sigma_max * gamma) ** torch.arange(T, dtype=W.dtype, device=W.device),
+        eigenvalues=_by_modulus(torch.linalg.eigvals(W)),
+        sigma_max=sigma_max,
+        gamma=gamma,
+        singular_values=_singular_values(jacobians),
+        lyapunov=_lyapunov(jacobians),
+        slopes=slopes.flatten(1).mean(1),
+        saturated=(slopes < FLAT * gamma).flatten(1).to(W.dtype).mean(1),
+    )
+
+
+def _by_modulus(values: Tensor) -> Tensor:
+    return values[values.abs().argsort(descending=True)]
+
+
+def _singular_values(jacobians: Tensor) -> Tensor:
+    """Singular values of ∂h_T/∂h_t for t = 1 … T, the product of the Jacobians of the steps t + 1 … T."""
+    T, rows, H, _ = jacobians.shape
+    product = torch.eye(H, dtype=jacobians.dtype, device=jacobians.device).expand(rows, H, H)
+    values = [torch.ones_like(product[..., 0])]
+    for t in range(T - 1, 0, -1):
+        product = product @ jacobians[t]
+        values.append(torch.linalg.svdvals(product))
+    return torch.stack(values[::-1])
+
+
+def _lyapunov(jacobians: Tensor) -> Tensor:
+    """Exponents by the QR method: a frame is carried along and straightened at each step; what it grew by is kept."""
+    T, rows, H, _ = jacobians.shape
+    frame = torch.eye(H, dtype=jacobians.dtype, device=jacobians.device).expand(rows, H, H)
+    growth = jacobians.new_zeros(rows, H)
+    for jacobian in jacobians:
+        frame, upper = torch.linalg.qr(jacobian @ frame)
+        growth = growth + upper.diagonal(dim1=-2, dim2=-1).abs().clamp(min=torch.finfo(upper.dtype).tiny).log()
+    return (growth / T).mean(0).sort(descending=True).values
