@@ -77,14 +77,15 @@ def backward(
     """
     steps, outside = split(slope, sizes), split(dh, sizes)
     running = still_running(sizes, len(steps))
-    xi = [1.0] * len(steps) if xi is None else xi
     activation.times(steps[-1], outside[-1], out=steps[-1])  # B4 at t = T, where nothing comes from later
     dh_t = torch.empty_like(steps[-1])
     for t in range(len(steps) - 2, -1, -1):
         on = running[t + 1]
         if on is not None:
             dh_t = outside[t].clone()  # B3 of a sequence that ends at t
-            dh_t[:on].addmm_(steps[t + 1], W, alpha=xi[t + 1])  # B3 of one that goes on
+            dh_t[:on].addmm_(steps[t + 1], W, alpha=1.0 if xi is None else xi[t + 1])  # B3 of one that goes on
+        elif xi is None:
+            torch.addmm(outside[t], steps[t + 1], W, out=dh_t)  # B3 with ξ = 1, which costs less without being said
         elif xi[t + 1] != 0:
             torch.addmm(outside[t], steps[t + 1], W, alpha=xi[t + 1], out=dh_t)  # B3: reverses F1's W h_{t-1}
         else:
