@@ -20,6 +20,7 @@ class Activation:
             storage, same shape as h, and differentiable like it.
         times: B4, (slope, dh, *, out=None) -> slope ⊙ dh.
         holomorphic: Whether f is one for complex numbers too.
+        steepest: γ, the largest slope that f has.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Activation:
     slope: Callable[[Tensor], Tensor]
     times: Callable[..., Tensor] = torch.mul
     holomorphic: bool = True
+    steepest: float = 1.0
 
 
 _threshold: Any = torch.ops.aten.threshold_backward
@@ -59,7 +61,7 @@ ACTIVATIONS = {
     entry.name: entry
     for entry in (
         Activation("tanh", torch.tanh, torch.tanh_, _tanh_slope),
-        Activation("sigmoid", torch.sigmoid, torch.sigmoid_, _sigmoid_slope),
+        Activation("sigmoid", torch.sigmoid, torch.sigmoid_, _sigmoid_slope, steepest=0.25),
         Activation("relu", torch.relu, torch.relu_, torch.clone, _select, holomorphic=False),
         Activation("identity", _identity, _identity, torch.ones_like),
     )

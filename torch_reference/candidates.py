@@ -34,7 +34,6 @@ from torch_reference.running import Runner
 Array = npt.NDArray[Any]
 Signatures = Mapping[str, "tuple[str, ...] | None"]
 
-
 FILLED = ("x", "mask", "h0", *PARAMETERS)  # what every function may ask for beside what it is handed
 
 
@@ -251,7 +250,7 @@ def fitting(signatures: Signatures) -> list[Convention]:
 
 
 def incomplete(candidate: Candidate) -> list[str]:
-    """Say which levels are not looked at for want of a function, where another one has nearly its name, or but one."""
+    """Say which levels are not looked at for want of a function, and which other functions may have been meant."""
     there = candidate.runner.signatures()
     convention = candidate.convention
     known = {name for level in convention.levels for calls in convention.ways(level) for name in calls.functions}
@@ -260,7 +259,7 @@ def incomplete(candidate: Candidate) -> list[str]:
         for calls in convention.ways(level) if level not in candidate.ways else ():
             missing = [name for name in calls.functions if name not in there]
             alike = [get_close_matches(name, set(there) - known, 1, 0.8) for name in missing]
-            found = [f"{each[0]}" for each in alike if each]
+            found = [each[0] for each in alike if each]
             partly = 0 < len(missing) < len(calls.functions) and not any(
                 set(calls.functions) & set(other.functions) for other in candidate.ways.values()
             )
@@ -386,8 +385,7 @@ def _program(candidate: Candidate, calls: Calls, problem: Problem, dtype: npt.DT
             for name in names
         )
         own = candidate.runner.signatures().get(signature.function)
-        by_name = own is not None and set(names) <= set(own) and names != own[: len(names)]
-        by_name = by_name or (own is not None and names == own and names != tuple(slots))
+        by_name = own is not None and set(names) <= set(own) and not names == own[: len(names)] == tuple(slots)
         made.append(
             Call(signature.function, keywords=dict(zip(names, arguments, strict=True)))
             if by_name

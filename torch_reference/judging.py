@@ -1,8 +1,8 @@
 """The judgement of one level of one homework: is it right, where is it wrong first, and what explains it?
 
 What is asked, in this order: a problem, the same once more, the same with another forward pass in between, a second
-problem of other sizes, and where all that is right a long one. T steps, N batch rows, D inputs, H hidden units, K
-outputs.
+problem of other sizes, and where all that is right a long one, and of a class a second step. T steps, N batch rows, D
+inputs, H hidden units, K outputs.
 """
 
 from __future__ import annotations
@@ -124,7 +124,6 @@ class _Level:
         ]
         self.usual = settings.problem is None and settings.sizes is None
         self.kind, self.settings = kind, settings
-        self._kept: list[Problem] = []
         self._allowances: dict[int, dict[bool, dict[str, float]]] = {}
         self.notes: list[str] = []
         self._varies = False  # whether the same question had two answers
@@ -144,11 +143,9 @@ class _Level:
         try:
             answers += [self._ask(index) for index in range(1, len(self.problems))]
         except Failure as failure:
-            sizes = ", ".join(f"{name}={size}" for name, size in self._shown_sizes(1).items())
             if not wrong:
-                message = f"{failure.message}\nThe first calls went well; this was one with other sizes: {sizes}"
-                raise Failure(failure.kind, message, failure.function) from None
-            self.notes.append(f"it could not be run on a second problem, with {sizes}: {failure.message}")
+                raise self._later_failure(failure, 1) from None
+            self.notes.append(f"it could not be run on a second problem, with {self._sizes(1)}: {failure.message}")
         if answers[0].single:
             self.notes.append("computed in float32, and judged by what float32 can do; the truth is float64")
             self.notes += self._cancelling(answers[0])
@@ -194,9 +191,7 @@ class _Level:
         wrong = [each for each in first.names if not is_times(1 + localisation.is_parameter(each), each)]
         if not wrong:
             return None
-        overwritten = all(is_times(1, each) for each in wrong if localisation.is_parameter(each)) and any(
-            map(localisation.is_parameter, wrong)
-        )
+        overwritten = all(localisation.is_parameter(each) and is_times(1, each) for each in wrong)
         gone = "right after one step; after a second one " + (
             "the first one's share is gone" if overwritten else "wrong"
         )
@@ -229,9 +224,7 @@ class _Level:
         try:
             answer = self._ask(index)
         except Failure as failure:
-            shown = ", ".join(f"{name}={size}" for name, size in self._shown_sizes(index).items())
-            message = f"{failure.message}\nThe first calls went well; this was one with other sizes: {shown}"
-            raise Failure(failure.kind, message, failure.function) from None
+            raise self._later_failure(failure, index) from None
         return self._wrong([Asked(problem, answer)], index, None) if self._is_wrong(answer, index) else None
 
     def _guarded(self, answer: Answer) -> bool:
@@ -241,17 +234,25 @@ class _Level:
         return relative_error(answer.values["loss"], self.wanted[0]["loss"]) > answer.tolerance("loss")
 
     def _ask(self, index: int, between: Problem | None = None) -> Answer:
-        return self._ask_about(self.problems[index], self.truths[index], between)
+        if index not in self._allowances:
+            self._allowances[index] = allowances(self.problems[index], self.wanted[index], self.convention)
+        return self._answer(self.problems[index], self.truths[index], self._allowances[index], between)
 
-    def _ask_about(self, problem: Problem, right: Mapping[str, Array], between: Problem | None = None) -> Answer:
+    def _ask_about(self, problem: Problem, right: Mapping[str, Array]) -> Answer:
+        allowed = allowances(problem, asked_for(right, problem, self.convention), self.convention)
+        return self._answer(problem, right, allowed, None)
+
+    def _answer(
+        self,
+        problem: Problem,
+        right: Mapping[str, Array],
+        allowed: Mapping[bool, Mapping[str, float]],
+        between: Problem | None,
+    ) -> Answer:
         answer = self.candidate.ask(self.level, problem, self.dtype, between)
         plain = bool((right["h"] == right["h"].astype(np.float32)).all())  # numbers that float32 can hold anyway
         self._single = self._single or answer.single or (answer.rounded and not plain)
-        if id(problem) not in self._allowances:
-            wanted = asked_for(right, problem, self.convention)
-            self._allowances[id(problem)] = allowances(problem, wanted, self.convention)
-            self._kept.append(problem)  # so that its id stays its own
-        return replace(answer, single=self._single, allowed=self._allowances[id(problem)][self._single])
+        return replace(answer, single=self._single, allowed=allowed[self._single])
 
     def _cancelling(self, answer: Answer) -> list[str]:
         """Say which gradients float32 can hardly judge."""
@@ -274,6 +275,14 @@ class _Level:
 
     def _shown_sizes(self, index: int = 0) -> dict[str, int]:
         return dict(self.problems[index].sizes._asdict())
+
+    def _sizes(self, index: int) -> str:
+        return ", ".join(f"{name}={size}" for name, size in self._shown_sizes(index).items())
+
+    def _later_failure(self, failure: Failure, index: int) -> Failure:
+        """The failure of a problem after the first, with its sizes."""
+        message = f"{failure.message}\nThe first calls went well; this was one with other sizes: {self._sizes(index)}"
+        return Failure(failure.kind, message, failure.function)
 
     def _symbol_is_right(self, symbol: str, answer: Answer, index: int) -> bool:
         if symbol in answer.troubles or symbol not in answer.values:
