@@ -6,12 +6,13 @@ docs/derivation.md, section 8 and B9; nothing here is differentiated or trained.
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from manual_bptt import checks, lags, recurrence
 from manual_bptt.activations import ACTIVATIONS, Activation
@@ -19,7 +20,6 @@ from manual_bptt.conversion import convert
 from manual_bptt.modules import RNN
 from manual_bptt.network import ElmanNetwork
 
-STEEPEST = {"tanh": 1.0, "sigmoid": 0.25, "relu": 1.0, "identity": 1.0}  # γ = max f'
 FAR = 0.01  # a share of a hundredth, or a hundredfold one, is told as vanished or exploded
 FLAT = 0.1  # units whose slope is below this share of γ are told as saturated
 
@@ -40,10 +40,11 @@ class LayerFlow:
         eigenvalues: Of W, largest modulus first, (H,), complex.
         sigma_max: Largest singular value of W.
         gamma: γ, the largest slope that f has.
-        singular_values: Of ∂h_T/∂h_t, for t = 1 … T and the first rows of the batch, (T, rows, H), largest first.
+        singular_values: Of ∂h_T/∂h_t, for t = 1 … T and the first rows of the batch, (T, rows, H), largest first; T is
+            the last step of each row, and after it they are NaN.
         lyapunov: Lyapunov exponents, (H,), largest first: what ln of a small difference of states grows by in a step.
-        slopes: Mean f' at each step, (T,).
-        saturated: Share of units at each step whose slope is less than a tenth of γ, (T,).
+        slopes: Mean f' at each step, (T,), over the units of all sequences that have such a step.
+        saturated: Share of these units whose slope is less than a tenth of γ, (T,).
     """
 
     name: str
@@ -116,10 +117,11 @@ class GradientFlow:
 
 def gradient_flow(
     network: nn.Module,
-    x: Tensor,
-    loss: Callable[[Tensor], Tensor] | None = None,
+    x: Tensor | PackedSequence,
+    loss: Callable[[Any], Tensor] | None = None,
     hx: Tensor | None = None,
     *,
+    lengths: Tensor | Sequence[int] | None = None,
     rows: int = 8,
 ) -> GradientFlow:
     """Measure how the gradients of a loss flow back through a network's states.
@@ -128,24 +130,27 @@ def gradient_flow(
 
     Args:
         network: A manual_bptt.RNN, a torch.nn.RNN (a copy of it is converted), or an ElmanNetwork.
-        x: Its input: (T, B, D), for an RNN also as batch_first says; for an ElmanNetwork also tokens (T, B).
+        x: Its input: (T, B, D), for an RNN also as batch_first says, or packed; for an ElmanNetwork also tokens (T, B).
         loss: Maps the network's output (its states, or o of an ElmanNetwork) to a loss without dimensions. None: half
             the sum of squares of the output.
         hx: The state before the first step, as the network takes it; None: zeros.
-        rows: Of how many rows of the batch singular values and Lyapunov exponents are computed: H×H matrices for each
-            step.
+        lengths: How many steps each sequence has, as an RNN takes it; None: all T.
+        rows: Of how many rows of the batch singular values and Lyapunov exponents are computed: decompositions of an
+            H×H matrix at each step.
 
     Returns:
         GradientFlow. A truncation that the network has is not applied: what it would leave out is what is looked at.
 
     Raises:
-        TypeError: The network is none of these, or x no tensor.
-        ValueError: x of another rank, fewer than 2 steps, a loss with dimensions, or parameters that are not finite.
+        TypeError: The network is none of these, x no tensor, or there are lengths for an ElmanNetwork.
+        ValueError: x of another rank or nested, fewer than 2 steps, a loss with dimensions, or parameters that are not
+            finite.
 
-    Memory: a graph of the forward pass, and (T, rows, H, H).
+    Memory: a graph of the forward pass, (T, T), and (T, rows, H).
     Source: docs/derivation.md, section 8 and B9.
     """
-    checks.tensor("gradient_flow", "x", x)
+    if not isinstance(x, PackedSequence):
+        checks.tensor("gradient_flow", "x", x)
     checks.integer("gradient_flow", "rows", rows)
     if rows < 1:
         raise ValueError(f"gradient_flow: expected rows of at least 1, got {rows}")
@@ -158,32 +163,58 @@ def gradient_flow(
     for name, parameter in network.named_parameters():
         if not parameter.isfinite().all():
             raise ValueError(f"gradient_flow: expected {name} to be finite, got NaN or infinite numbers")
-    ranks = (2, 3) if isinstance(network, ElmanNetwork) and recurrence.are_tokens(x) else (3,)
-    if x.dim() not in ranks:
-        raise ValueError(f"gradient_flow: expected x with a batch, (T, B, D) or (B, T, D), got {tuple(x.shape)}")
-    time = 1 if getattr(network, "batch_first", False) else 0
-    if x.shape[time] < 2:
-        raise ValueError(f"gradient_flow: expected at least 2 steps, got T = {x.shape[time]} in {tuple(x.shape)}")
+    if isinstance(x, PackedSequence):
+        T, shape = x.batch_sizes.shape[0], f"batch sizes {x.batch_sizes.tolist()}"
+    else:
+        T, shape = _steps(network, x), str(tuple(x.shape))
+    if T < 2:
+        raise ValueError(f"gradient_flow: expected at least 2 steps, got T = {T} in {shape}")
     loss = _half_squares if loss is None else loss
     watched = copy.deepcopy(network)
-    passes = (
-        _of_network(watched, x, loss, hx) if isinstance(watched, ElmanNetwork) else _of_module(watched, x, loss, hx)
-    )
+    if isinstance(watched, ElmanNetwork):
+        if lengths is not None or isinstance(x, PackedSequence):
+            raise TypeError(
+                "gradient_flow: expected neither lengths nor a PackedSequence for an ElmanNetwork, got one of them: "
+                "leave the steps after a sequence's end out of the loss"
+            )
+        passes = _of_network(watched, x, loss, hx)
+    else:
+        passes = _of_module(watched, x, loss, hx, lengths)
     return GradientFlow({name: _layer(name, each, rows) for name, each in passes.items()})
+
+
+def _steps(network: nn.Module, x: Tensor) -> int:
+    """T of an input that is checked for its rank."""
+    ranks = (2, 3) if isinstance(network, ElmanNetwork) and recurrence.are_tokens(x) else (3,)
+    if x.is_nested:
+        raise ValueError("gradient_flow: expected x padded, with lengths, or packed, got a nested tensor")
+    if x.dim() not in ranks:
+        raise ValueError(f"gradient_flow: expected x with a batch, (T, B, D) or (B, T, D), got {tuple(x.shape)}")
+    return x.shape[1 if getattr(network, "batch_first", False) else 0]
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """What one layer and direction did: its states h (T, B, H), the gradient e that entered, W, f."""
+    """What one layer and direction did.
+
+    Attributes:
+        e: The part of dL/dh_t that entered from outside, (T, B, H); 0 after a sequence's end.
+        h: Its states, (T, B, H).
+        running: Whether a sequence has that step, (T, B).
+        W: (H, H).
+        activation: f.
+    """
 
     e: Tensor
     h: Tensor
+    running: Tensor
     W: Tensor
     activation: Activation
 
 
-def _half_squares(output: Tensor) -> Tensor:
-    return output.square().sum() / 2
+def _half_squares(output: Any) -> Tensor:
+    values: Tensor = output.data if isinstance(output, PackedSequence) else output
+    return values.square().sum() / 2
 
 
 def _differentiated(value: object) -> Tensor:
@@ -202,7 +233,8 @@ def _of_network(
         o = o.detach().requires_grad_()
         [do] = torch.autograd.grad(_differentiated(loss(o)), [o])
     e = do @ network.V.detach()  # B3, first term
-    return {"l0": _Pass(e, h.detach(), network.W.detach(), ACTIVATIONS[network.nonlinearity])}
+    running = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
+    return {"l0": _Pass(e, h.detach(), running, network.W.detach(), ACTIVATIONS[network.nonlinearity])}
 
 
 class _Watcher:
@@ -225,12 +257,33 @@ class _Watcher:
             ended: Tensor | None,
             settings: recurrence.Settings,
         ) -> None:
-            self.passes[name] = _Pass(dh.detach(), h.detach(), W.detach(), settings.activation)
+            if settings.sizes is not None:  # packed: the rows of all steps
+                e, h = _padded(dh.detach(), settings.sizes), _padded(h.detach(), settings.sizes)
+                sizes = torch.tensor(settings.sizes, device=h.device).unsqueeze(1)
+                running = torch.arange(h.shape[1], device=h.device) < sizes
+            else:
+                e, h = dh.detach(), h.detach()
+                running = torch.ones_like(h[..., 0], dtype=torch.bool) if ended is None else ~ended.squeeze(2)
+                e = e.masked_fill(~running.unsqueeze(2), 0)
+            longest = int(running.any(1).sum())
+            e, h, running = e[:longest], h[:longest], running[:longest]
+            self.passes[name] = _Pass(e, h, running, W.detach(), settings.activation)
 
         return keep
 
 
-def _of_module(module: Any, x: Tensor, loss: Callable[[Tensor], Tensor], hx: Tensor | None) -> dict[str, _Pass]:
+def _padded(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Rows of packed sequences as (T, B, H), 0 after each sequence's end."""
+    return nn.utils.rnn.pad_sequence(list(torch.split_with_sizes(rows, list(sizes)))).transpose(0, 1)
+
+
+def _of_module(
+    module: Any,
+    x: Tensor | PackedSequence,
+    loss: Callable[[Any], Tensor],
+    hx: Tensor | None,
+    lengths: Tensor | Sequence[int] | None,
+) -> dict[str, _Pass]:
     module = convert(module)
     module.truncation = None
     module.eval()  # no dropout
@@ -238,19 +291,24 @@ def _of_module(module: Any, x: Tensor, loss: Callable[[Tensor], Tensor], hx: Ten
     with torch.enable_grad():
         for parameter in module.parameters():
             parameter.requires_grad_()
-        output, _ = module(x, hx)
+        output, _ = module(x, hx, lengths=lengths)
         torch.autograd.grad(_differentiated(loss(output)), list(module.parameters()), allow_unused=True)
     if not watcher.passes:
         raise ValueError("gradient_flow: expected a loss that depends on the output, got one that does not")
+    T = next(iter(watcher.passes.values())).h.shape[0]
+    if T < 2:
+        raise ValueError(f"gradient_flow: expected a sequence of at least 2 steps, got {T} as the largest of lengths")
     return dict(sorted(watcher.passes.items()))
 
 
 @torch.no_grad()
 def _layer(name: str, done: _Pass, rows: int) -> LayerFlow:
     activation, W, e = done.activation, done.W, done.e
+    running = done.running.unsqueeze(2)
     T = done.h.shape[0]
-    slope = activation.slope(done.h)
-    slopes = activation.times(slope, torch.ones_like(slope))
+    slope = activation.slope(done.h).masked_fill(~running, 0)
+    slopes = activation.times(slope, torch.ones_like(slope)).masked_fill(~running, 0)
+    units = running.sum((1, 2)) * W.shape[0]
     outside = e.flatten(1).norm(dim=1)
     by_step = outside.new_zeros(T, T)
     by_lag = outside.new_full((T,), math.nan)
@@ -262,8 +320,7 @@ def _layer(name: str, done: _Pass, rows: int) -> LayerFlow:
         by_lag[lag] = norms.norm() / entered if entered > 0 else math.nan
         total = lags.add_steps(total, share, None, lag)
     sigma_max = torch.linalg.matrix_norm(W, 2).item()
-    gamma = STEEPEST[activation.name]
-    jacobians = slopes[:, :rows].unsqueeze(-1) * W  # ∂h_t/∂h_{t-1} of each row, (T, rows, H, H)
+    gamma = activation.steepest
     return LayerFlow(
         name=name,
         nonlinearity=activation.name,
@@ -275,10 +332,10 @@ def _layer(name: str, done: _Pass, rows: int) -> LayerFlow:
         eigenvalues=_by_modulus(torch.linalg.eigvals(W)),
         sigma_max=sigma_max,
         gamma=gamma,
-        singular_values=_singular_values(jacobians),
-        lyapunov=_lyapunov(jacobians),
-        slopes=slopes.flatten(1).mean(1),
-        saturated=(slopes < FLAT * gamma).flatten(1).to(W.dtype).mean(1),
+        singular_values=_singular_values(slopes[:, :rows], W, running[:, :rows]),
+        lyapunov=_lyapunov(slopes[:, :rows], W, running[:, :rows]),
+        slopes=slopes.sum((1, 2)) / units,
+        saturated=((slopes < FLAT * gamma) & running).sum((1, 2)).to(W.dtype) / units,
     )
 
 
@@ -286,23 +343,28 @@ def _by_modulus(values: Tensor) -> Tensor:
     return values[values.abs().argsort(descending=True)]
 
 
-def _singular_values(jacobians: Tensor) -> Tensor:
+def _jacobians(slopes: Tensor, W: Tensor, running: Tensor) -> tuple[Callable[[int], Tensor], Tensor]:
+    """∂h_{t+1}/∂h_t of each row, (rows, H, H), by t = 0 … T - 1; it is the identity once a row has ended. And that."""
+    same = torch.eye(W.shape[0], dtype=W.dtype, device=W.device).expand(slopes.shape[1], -1, -1)
+    return lambda t: torch.where(running[t].unsqueeze(2), slopes[t].unsqueeze(2) * W, same), same
+
+
+def _singular_values(slopes: Tensor, W: Tensor, running: Tensor) -> Tensor:
     """Singular values of ∂h_T/∂h_t for t = 1 … T, the product of the Jacobians of the steps t + 1 … T."""
-    T, rows, H, _ = jacobians.shape
-    product = torch.eye(H, dtype=jacobians.dtype, device=jacobians.device).expand(rows, H, H)
+    jacobian, product = _jacobians(slopes, W, running)
     values = [torch.ones_like(product[..., 0])]
-    for t in range(T - 1, 0, -1):
-        product = product @ jacobians[t]
+    for t in range(len(slopes) - 1, 0, -1):
+        product = product @ jacobian(t)
         values.append(torch.linalg.svdvals(product))
-    return torch.stack(values[::-1])
+    return torch.stack(values[::-1]).masked_fill(~running, math.nan)
 
 
-def _lyapunov(jacobians: Tensor) -> Tensor:
+def _lyapunov(slopes: Tensor, W: Tensor, running: Tensor) -> Tensor:
     """Exponents by the QR method: a frame is carried along and straightened at each step; what it grew by is kept."""
-    T, rows, H, _ = jacobians.shape
-    frame = torch.eye(H, dtype=jacobians.dtype, device=jacobians.device).expand(rows, H, H)
-    growth = jacobians.new_zeros(rows, H)
-    for jacobian in jacobians:
-        frame, upper = torch.linalg.qr(jacobian @ frame)
+    jacobian, frame = _jacobians(slopes, W, running)
+    growth = torch.zeros_like(frame[..., 0])
+    for t in range(len(slopes)):
+        frame, upper = torch.linalg.qr(jacobian(t) @ frame)
         growth = growth + upper.diagonal(dim1=-2, dim2=-1).abs().clamp(min=torch.finfo(upper.dtype).tiny).log()
-    return (growth / T).mean(0).sort(descending=True).values
+    lengths = running.sum(0)  # (rows, 1)
+    return (growth / lengths)[lengths[:, 0] > 0].sort(descending=True).values.mean(0)

@@ -7,12 +7,14 @@ network; a verdict that the numbers do not bear out; a network that is changed, 
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from problems import NONLINEARITIES, normal, seeded
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from manual_bptt import RNN, ElmanNetwork, chunked, gradient_flow, record_gradients
 from torch_reference import linear_closed_form, unrolled
@@ -223,6 +225,59 @@ def test_tokens_and_a_state_to_begin_with():
     h0 = normal(seeded(5), B, H)
     one_hot = nn.functional.one_hot(x, D).double()
     torch.testing.assert_close(gradient_flow(made, x, hx=h0)["l0"].dh, gradient_flow(made, one_hot, hx=h0)["l0"].dh)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["lengths", "packed"])
+def test_sequences_of_different_lengths_are_each_measured_alone(packed):
+    torch.manual_seed(0)
+    model = RNN(D, H, num_layers=2, bidirectional=True, batch_first=True, dtype=torch.float64)
+    lengths = [6, 2, 5] if packed else [4, 0, 6]
+    x, weights = normal(seeded(1), 3, T, D), normal(seeded(2), 3, T, 2 * H)
+
+    def loss(output: Any) -> Tensor:
+        dense = pad_packed_sequence(output, batch_first=True)[0] if packed else output
+        return (dense * weights[:, : dense.shape[1]]).sum()
+
+    given = {"x": pack_padded_sequence(x, lengths, True, False)} if packed else {"x": x, "lengths": lengths}
+    flow = gradient_flow(model, loss=loss, **given)
+    order = sorted(range(3), key=lambda row: -lengths[row]) if packed else range(3)
+    alone = {}
+    for row in range(3):
+        if lengths[row] > 0:
+            end = lengths[row]
+            alone[row] = gradient_flow(
+                model, x[row : row + 1, :end], lambda output, row=row, end=end: (output * weights[row, :end]).sum()
+            )
+    for each in flow:
+        assert each.dh.shape == (max(lengths),)
+        squares, counted = torch.zeros(6, 6, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)
+        slopes, saturated, exponents = counted.clone(), counted.clone(), []
+        for place, row in enumerate(order):
+            end = lengths[row]
+            assert each.singular_values[end:, place].isnan().all()
+            if row in alone:
+                one = alone[row][each.name]
+                squares[:end, :end] += one.by_step.square()
+                counted[:end] += 1
+                slopes[:end] += one.slopes
+                saturated[:end] += one.saturated
+                exponents.append(one.lyapunov)
+                torch.testing.assert_close(each.singular_values[:end, place], one.singular_values[:, 0])
+        torch.testing.assert_close(each.by_step, squares.sqrt(), rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(each.slopes, slopes / counted, rtol=1e-12, atol=0)
+        torch.testing.assert_close(each.saturated, saturated / counted, rtol=1e-12, atol=0)
+        torch.testing.assert_close(each.lyapunov, torch.stack(exponents).mean(0))
+        assert each.verdict
+
+
+def test_lengths_that_leave_nothing_to_follow_are_refused():
+    with pytest.raises(ValueError, match="expected a sequence of at least 2 steps, got 1 as the largest of lengths"):
+        gradient_flow(RNN(D, H), torch.randn(T, 2, D), lengths=[1, 0])
+    nested = torch.nested.nested_tensor([torch.randn(3, D), torch.randn(2, D)], layout=torch.jagged)
+    with pytest.raises(ValueError, match="gradient_flow: expected x padded, with lengths, or packed, got a nested"):
+        gradient_flow(RNN(D, H, batch_first=True), nested)
+    with pytest.raises(TypeError, match="expected neither lengths nor a PackedSequence for an ElmanNetwork"):
+        gradient_flow(ElmanNetwork(D, H, K), torch.randn(T, 2, D), lengths=[3, 2])
 
 
 @pytest.mark.parametrize(
