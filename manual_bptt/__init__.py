@@ -9,6 +9,7 @@ from manual_bptt.network import BPTTResult, ElmanNetwork, bptt
 from manual_bptt.recording import GradientRecord, StateGradients, record_gradients
 from manual_bptt.segments import Segment, tbptt
 from manual_bptt.truncation import Truncation, chunked, full, randomized, windowed
+from manual_bptt.truncation_errors import TruncatedGradient, truncation_errors
 
 __all__ = [
     "RNN",
@@ -20,6 +21,7 @@ __all__ = [
     "RNNCell",
     "Segment",
     "StateGradients",
+    "TruncatedGradient",
     "Truncation",
     "bptt",
     "chunked",
@@ -36,5 +38,6 @@ __all__ = [
     "softmax_cross_entropy",
     "squared_error",
     "tbptt",
+    "truncation_errors",
     "windowed",
 ]

@@ -1,6 +1,7 @@
 """Real text for the commands, read at run time from installed packages; nothing is copied into the project."""
 
 import importlib
+import platform
 from importlib.metadata import version
 
 # Country -> the locale of Faker whose surnames stand for it: Latin script, some hundred names or more each.
@@ -36,6 +37,26 @@ def surnames_source() -> str:
     """Name where the surnames come from: package, version and licence."""
     _names("fr_FR")
     return f"surnames from the locale lists of Faker {version('faker')} (MIT licence)"
+
+
+def english_text() -> str:
+    """Read the help topics that come with Python: some 400,000 characters of English, with examples in between.
+
+    Raises:
+        MissingPackageError: This Python comes without them.
+    """
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"English text needs Python's help topics, which this Python lacks: {error}"
+        ) from error
+    return "\n".join(topics[name] for name in sorted(topics))
+
+
+def english_text_source() -> str:
+    """Name where the text comes from: Python's version and licence."""
+    return f"the help topics of Python {platform.python_version()} (PSF licence)"
 
 
 def _names(locale: str) -> tuple[str, ...]:

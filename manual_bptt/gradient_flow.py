@@ -71,19 +71,34 @@ class LayerFlow:
         return math.exp((gains[-1].log() - gains[0].log()).item() / (len(gains) - 1))
 
     @property
+    def kind(self) -> str:
+        """What holds at the farthest lag that can be seen: "vanishing", "exploding" or "neither"."""
+        gain = self.by_lag[self.farthest].item() if self.farthest > 0 else 1.0
+        return "vanishing" if gain < FAR else "exploding" if gain > 1 / FAR else "neither"
+
+    @property
+    def farthest(self) -> int:
+        """The farthest lag over which a loss can be followed back."""
+        seen = self.by_lag.isfinite()
+        return int(seen.nonzero().max()) if seen.any() else 0
+
+    @property
+    def since(self) -> int | None:
+        """The lag from which on it vanishes or explodes; None where it does neither."""
+        if self.kind == "neither":
+            return None
+        holds = self.by_lag < FAR if self.kind == "vanishing" else self.by_lag > 1 / FAR
+        others = (~holds & self.by_lag.isfinite()).nonzero()
+        return int(others.max()) + 1 if len(others) else 0
+
+    @property
     def verdict(self) -> str:
         """Vanishing, exploding or neither, in a sentence, with the lag from which on it holds."""
-        gains = self.by_lag
-        seen = gains.isfinite()
-        far = int(seen.nonzero().max()) if seen.any() else 0
         rate = f"×{self.rate:.2g} a step" if math.isfinite(self.rate) else "no lag can be seen"
-        for word, holds in (("vanishing", gains < FAR), ("exploding", gains > 1 / FAR)):
-            beyond = (~holds & seen).nonzero()
-            first = int(beyond.max()) + 1 if len(beyond) else 0
-            if far > 0 and first <= far and holds[far]:
-                how = "less than a hundredth" if word == "vanishing" else "more than the hundredfold"
-                return f"{word}: from lag {first} on a loss adds {how} of what enters at its own step ({rate})"
-        return f"neither vanishing nor exploding up to lag {far} ({rate})"
+        if self.kind == "neither":
+            return f"neither vanishing nor exploding up to lag {self.farthest} ({rate})"
+        how = "less than a hundredth" if self.kind == "vanishing" else "more than the hundredfold"
+        return f"{self.kind}: from lag {self.since} on a loss adds {how} of what enters at its own step ({rate})"
 
     def __repr__(self) -> str:
         largest = self.eigenvalues.abs().max().item()
@@ -149,48 +164,71 @@ def gradient_flow(
     Memory: a graph of the forward pass, (T, T), and (T, rows, H).
     Source: docs/derivation.md, section 8 and B9.
     """
-    if not isinstance(x, PackedSequence):
-        checks.tensor("gradient_flow", "x", x)
     checks.integer("gradient_flow", "rows", rows)
     if rows < 1:
         raise ValueError(f"gradient_flow: expected rows of at least 1, got {rows}")
-    if not isinstance(network, (RNN, nn.RNN, ElmanNetwork)):
-        kind = type(network)
-        raise TypeError(
-            "gradient_flow: expected network to be a manual_bptt.RNN, torch.nn.RNN or ElmanNetwork, "
-            f"got {kind.__module__}.{kind.__name__}"
-        )
-    for name, parameter in network.named_parameters():
-        if not parameter.isfinite().all():
-            raise ValueError(f"gradient_flow: expected {name} to be finite, got NaN or infinite numbers")
-    if isinstance(x, PackedSequence):
-        T, shape = x.batch_sizes.shape[0], f"batch sizes {x.batch_sizes.tolist()}"
-    else:
-        T, shape = _steps(network, x), str(tuple(x.shape))
-    if T < 2:
-        raise ValueError(f"gradient_flow: expected at least 2 steps, got T = {T} in {shape}")
-    loss = _half_squares if loss is None else loss
+    loss = checked("gradient_flow", network, x, loss, lengths)
     watched = copy.deepcopy(network)
     if isinstance(watched, ElmanNetwork):
-        if lengths is not None or isinstance(x, PackedSequence):
-            raise TypeError(
-                "gradient_flow: expected neither lengths nor a PackedSequence for an ElmanNetwork, got one of them: "
-                "leave the steps after a sequence's end out of the loss"
-            )
         passes = _of_network(watched, x, loss, hx)
     else:
         passes = _of_module(watched, x, loss, hx, lengths)
     return GradientFlow({name: _layer(name, each, rows) for name, each in passes.items()})
 
 
-def _steps(network: nn.Module, x: Tensor) -> int:
-    """T of an input that is checked for its rank."""
+def checked(
+    function: str,
+    network: nn.Module,
+    x: Tensor | PackedSequence,
+    loss: Callable[[Any], Tensor] | None,
+    lengths: Tensor | Sequence[int] | None,
+) -> Callable[[Any], Tensor]:
+    """Raise for a network, input or parameters that cannot be looked at; return the loss, or what stands for none."""
+    if not isinstance(network, (RNN, nn.RNN, ElmanNetwork)):
+        kind = type(network)
+        raise TypeError(
+            f"{function}: expected network to be a manual_bptt.RNN, torch.nn.RNN or ElmanNetwork, "
+            f"got {kind.__module__}.{kind.__name__}"
+        )
+    for name, parameter in network.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"{function}: expected {name} to be finite, got NaN or infinite numbers")
+    if isinstance(network, ElmanNetwork) and (lengths is not None or isinstance(x, PackedSequence)):
+        raise TypeError(
+            f"{function}: expected neither lengths nor a PackedSequence for an ElmanNetwork, got one of them: "
+            "leave the steps after a sequence's end out of the loss"
+        )
+    if isinstance(x, PackedSequence):
+        T, shape = x.batch_sizes.shape[0], f"batch sizes {x.batch_sizes.tolist()}"
+    else:
+        T, shape = _steps(function, network, x), str(tuple(x.shape))
+    if T < 2:
+        raise ValueError(f"{function}: expected at least 2 steps, got T = {T} in {shape}")
+    return _half_squares if loss is None else loss
+
+
+def _steps(function: str, network: nn.Module, x: Tensor) -> int:
+    """T of an input, checked for its rank."""
+    checks.tensor(function, "x", x)
     ranks = (2, 3) if isinstance(network, ElmanNetwork) and recurrence.are_tokens(x) else (3,)
     if x.is_nested:
-        raise ValueError("gradient_flow: expected x padded, with lengths, or packed, got a nested tensor")
+        raise ValueError(f"{function}: expected x padded, with lengths, or packed, got a nested tensor")
     if x.dim() not in ranks:
-        raise ValueError(f"gradient_flow: expected x with a batch, (T, B, D) or (B, T, D), got {tuple(x.shape)}")
+        raise ValueError(f"{function}: expected x with a batch, (T, B, D) or (B, T, D), got {tuple(x.shape)}")
     return x.shape[1 if getattr(network, "batch_first", False) else 0]
+
+
+def _half_squares(output: Any) -> Tensor:
+    values: Tensor = output.data if isinstance(output, PackedSequence) else output
+    return values.square().sum() / 2
+
+
+def scalar(function: str, value: object) -> Tensor:
+    """What a loss function returned, if it is a loss."""
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{function}: expected loss to return a loss without dimensions, got {got}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -212,26 +250,12 @@ class _Pass:
     activation: Activation
 
 
-def _half_squares(output: Any) -> Tensor:
-    values: Tensor = output.data if isinstance(output, PackedSequence) else output
-    return values.square().sum() / 2
-
-
-def _differentiated(value: object) -> Tensor:
-    if not isinstance(value, Tensor) or value.dim() != 0:
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"gradient_flow: expected loss to return a loss without dimensions, got {got}")
-    return value
-
-
-def _of_network(
-    network: ElmanNetwork, x: Tensor, loss: Callable[[Tensor], Tensor], hx: Tensor | None
-) -> dict[str, _Pass]:
+def _of_network(network: ElmanNetwork, x: Any, loss: Callable[[Tensor], Tensor], hx: Tensor | None) -> dict[str, _Pass]:
     network.truncation = None
     with torch.enable_grad():
         o, h = network(x, hx)
         o = o.detach().requires_grad_()
-        [do] = torch.autograd.grad(_differentiated(loss(o)), [o])
+        [do] = torch.autograd.grad(scalar("gradient_flow", loss(o)), [o])
     e = do @ network.V.detach()  # B3, first term
     running = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
     return {"l0": _Pass(e, h.detach(), running, network.W.detach(), ACTIVATIONS[network.nonlinearity])}
@@ -292,7 +316,7 @@ def _of_module(
         for parameter in module.parameters():
             parameter.requires_grad_()
         output, _ = module(x, hx, lengths=lengths)
-        torch.autograd.grad(_differentiated(loss(output)), list(module.parameters()), allow_unused=True)
+        torch.autograd.grad(scalar("gradient_flow", loss(output)), list(module.parameters()), allow_unused=True)
     if not watcher.passes:
         raise ValueError("gradient_flow: expected a loss that depends on the output, got one that does not")
     T = next(iter(watcher.passes.values())).h.shape[0]

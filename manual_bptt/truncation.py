@@ -23,11 +23,13 @@ class Truncation:
         draw: Maps T to ξ_1 … ξ_T, numbers or a tensor (T,), anew for each call; what flows back from step t to the one
             before is multiplied by ξ_t, and ξ_1 is 1. None: all are 1.
         window: How many steps each gradient from outside is followed back; None: to the first step.
+        is_random: Whether `draw` gives other numbers each time.
     """
 
     name: str
     draw: Callable[[int], Sequence[float] | Tensor] | None = None
     window: int | None = None
+    is_random: bool = False
 
     @property
     def is_full(self) -> bool:
@@ -108,7 +110,7 @@ def randomized(p: float, generator: torch.Generator | None = None) -> Truncation
             raise TypeError(f"randomized: expected generator to be a torch.Generator, got {type(generator).__name__}")
         if generator.device.type != "cpu":
             raise ValueError(f"randomized: expected generator on the CPU, got one on {generator.device}")
-    return Truncation(f"randomized({p:g})", partial(_random_weights, float(p), generator))
+    return Truncation(f"randomized({p:g})", partial(_random_weights, float(p), generator), is_random=True)
 
 
 def check(function: str, truncation: object) -> None:

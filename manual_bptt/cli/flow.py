@@ -1,0 +1,291 @@
+"""`bptt flow`: how gradients flow back through time in a network, in words, numbers and figures.
+
+Exit status: 0 done, 2 unusable arguments.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from manual_bptt.activations import ACTIVATIONS
+from manual_bptt.cli.arguments import positive, whole
+from manual_bptt.cli.flow_source import EVERY, LONGEST, Source, drawn, saved, scaled
+from manual_bptt.files import check_writable, write_atomically
+from manual_bptt.gradient_flow import GradientFlow, LayerFlow, gradient_flow
+from manual_bptt.truncation import chunked, randomized, windowed
+from manual_bptt.truncation_errors import TruncatedGradient, truncation_errors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RADII = (0.5, 0.9, 1.0, 1.1, 1.5)
+USUAL = {"hidden": 32, "steps": 60, "batch": 16}
+DECOMPOSED = 1e8  # about how many multiplications singular values may take: steps · rows · H³
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Everything that is printed and drawn.
+
+    Attributes:
+        source: What was looked at.
+        flow: Of the network as it is.
+        radii: By nonlinearity, then by spectral radius of W: the flow of the network so changed.
+        truncations: By states held: how a truncated gradient compares with the full one, chunked, windowed, randomized.
+    """
+
+    source: Source
+    flow: GradientFlow
+    radii: dict[str, dict[float, GradientFlow]]
+    truncations: dict[int, list[TruncatedGradient]]
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand and its options."""
+    parser = commands.add_parser(
+        "flow",
+        help="see how gradients vanish or explode on their way back through time",
+        description="Say whether the gradients of a network vanish or explode through time and from which distance on, "
+        "compare truncated gradients with the full one, and draw figures of it. Without MODEL a network is drawn that "
+        "predicts the next character of a text. Exit status: 0 done, 2 unusable arguments.",
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        type=Path,
+        metavar="MODEL",
+        help="what torch.save wrote of the state_dict of a vanilla RNN, of a model that holds one, or an ElmanNetwork",
+    )
+    parser.add_argument(
+        "--part", metavar="PREFIX", help="where MODEL holds several RNNs: the prefix of one's parameters in it"
+    )
+    parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help="without MODEL: a text, .txt (default: Python's own help topics); with MODEL: sequences (T, B, D), .npy "
+        "or .pt, or x and lengths, .npz or .pt (default: standard normal numbers)",
+    )
+    parser.add_argument("--batch-first", action="store_true", help="the sequences in FILE are (B, T, D)")
+    parser.add_argument(
+        "--nonlinearity",
+        choices=tuple(ACTIVATIONS),
+        default="tanh",
+        help="f, which MODEL does not tell (default: tanh)",
+    )
+    parser.add_argument(
+        "--loss", choices=(EVERY, "last"), default=EVERY, help="a loss at every step (default), or at the last alone"
+    )
+    parser.add_argument(
+        "--hidden", type=whole(1, 1000), metavar="H", help=f"units of a drawn network (default: {USUAL['hidden']})"
+    )
+    parser.add_argument(
+        "--radius",
+        type=positive,
+        metavar="R",
+        help="spectral radius that W of a drawn network is scaled to (default: as torch.nn.RNN draws it)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=whole(2, LONGEST),
+        metavar="T",
+        help=f"steps where FILE does not say (default: {USUAL['steps']})",
+    )
+    parser.add_argument(
+        "--batch", type=whole(1), metavar="B", help=f"sequences where FILE does not say (default: {USUAL['batch']})"
+    )
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, metavar="S", help="default: 0")
+    parser.add_argument(
+        "--draws",
+        type=whole(2),
+        default=100,
+        metavar="N",
+        help="gradients drawn for each randomized truncation (default: 100)",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("flow"), metavar="FOLDER", help="where the figures go (default: flow)"
+    )
+    parser.add_argument("--no-figures", action="store_true", help="print alone")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to FILE")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command with parsed options; return its exit status.
+
+    Raises:
+        ValueError: Options that exclude each other, or a file that holds something else.
+        OSError: A file cannot be read or written.
+        RuntimeError: matplotlib is missing.
+    """
+    if options.json is not None:
+        check_writable(options.json)
+    figures = {} if options.no_figures else _figures(options.output)
+    findings = find(_source(options), options.draws)
+    print("\n".join(_told(findings)))
+    for path, draw in figures.items():
+        write_atomically(path, _png(draw(findings)))
+    if figures:
+        print(f"\nfigures: {', '.join(map(str, figures))}")
+    if options.json is not None:
+        write_atomically(options.json, json.dumps(as_data(findings), indent=2, allow_nan=False).encode())
+    return 0
+
+
+def _source(options: argparse.Namespace) -> Source:
+    """What the options ask to look at."""
+    of_file = options.model is not None and options.input is not None
+    beside = {
+        "--part": (options.part is not None, options.model is None, "without MODEL"),
+        "--batch-first": (options.batch_first, not of_file, "without MODEL and --input"),
+        "--hidden": (options.hidden is not None, options.model is not None, "beside MODEL, which has its own"),
+        "--radius": (options.radius is not None, options.model is not None, "beside MODEL, which has its own"),
+        "--steps": (options.steps is not None, of_file, "beside --input, which has its own"),
+        "--batch": (options.batch is not None, of_file, "beside --input, which has its own"),
+    }
+    for name, (given, useless, reason) in beside.items():
+        if given and useless:
+            raise ValueError(f"expected no {name} {reason}, got one")
+    steps, batch = options.steps or USUAL["steps"], options.batch or USUAL["batch"]
+    how = (options.nonlinearity, options.loss, options.seed)
+    if options.model is None:
+        return drawn(options.input, options.hidden or USUAL["hidden"], options.radius, steps, batch, *how)
+    return saved(options.model, options.part, options.input, options.batch_first, steps, batch, *how)
+
+
+def find(source: Source, draws: int) -> Findings:
+    """Measure everything."""
+    network, x, loss = source.network, source.x, source.loss
+    T, H = x.shape[0], network.hidden_size
+    rows = max(1, min(8, int(DECOMPOSED / (T * H**3))))
+    flow = gradient_flow(network, x, loss, rows=rows, lengths=source.lengths)
+    radii = {
+        nonlinearity: {
+            radius: gradient_flow(scaled(network, radius, nonlinearity), x, loss, rows=1, lengths=source.lengths)
+            for radius in RADII
+        }
+        for nonlinearity in dict.fromkeys((network.nonlinearity, "identity"))
+    }
+    truncations = {}
+    held = 2
+    while held < T:
+        generator = torch.Generator().manual_seed(0)
+        kinds = [chunked(held), windowed(held - 1), randomized(1 - 1 / held, generator)]
+        truncations[held] = truncation_errors(network, x, kinds, loss, draws=draws, lengths=source.lengths)
+        held *= 2
+    return Findings(source, flow, radii, truncations)
+
+
+def _told(findings: Findings) -> Iterator[str]:
+    """What is printed, line by line."""
+    yield from findings.source.told
+    yield f"\n{findings.flow}"
+    for nonlinearity, by_radius in findings.radii.items():
+        yield f"\nThe same with f = {nonlinearity} and W scaled to another spectral radius:"
+        yield "  max|λ|  σ_max  a step   lag 10   verdict"
+        for radius, flow in by_radius.items():
+            layer = next(iter(flow))
+            tenth = f"{layer.by_lag[10].item():.0e}" if len(layer.by_lag) > 10 else ""
+            yield (
+                f"  {radius:6.3g}  {layer.sigma_max:5.3g}  {f'×{layer.rate:.2f}':<7}  {tenth:<7}  {_in_short(layer)}"
+            )
+    if findings.truncations:
+        T = findings.source.x.shape[0]
+        yield f"\nTruncated gradients of the recurrence beside the full one, T = {T}: ‖difference‖ / ‖full gradient‖"
+        yield "  k states held:  chunked(k)  windowed(k-1)  randomized(1-1/k)"
+        for held, (chunks, window, random) in findings.truncations.items():
+            yield f"  {held:13}   {chunks.error:10.3f}  {window.error:13.3f}  {random.deviation:17.3f}"
+        yield "  Of chunks and windows it is all bias; of random steps all scatter: their mean is the full gradient."
+        yield "  Products with W a step: 1 - 1/k, k - 1 and on average 1 - 1/k; the full gradient takes 1."
+
+
+def _in_short(layer: LayerFlow) -> str:
+    return "neither" if layer.since is None else f"{layer.kind} from lag {layer.since}"
+
+
+def _figures(folder: Path) -> dict[Path, Callable[[Findings], "Figure"]]:
+    """The figures by the file each goes to, all in a folder that is there and can be written to."""
+    try:
+        from manual_bptt.cli import flow_figures, flow_pictures
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            "figures need the package matplotlib, which is not installed: pip install 'manual-bptt[cli]'; "
+            "--no-figures goes without"
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Callable[[Findings], Figure]] = {
+        "flow": flow_figures.flow,
+        "losses_and_states": flow_figures.losses_and_states,
+        "eigenvalues": flow_figures.eigenvalues,
+        "radii": flow_figures.radii,
+        "truncations": flow_figures.truncations,
+        "strategies": flow_pictures.strategies,
+        "nonlinearities": flow_pictures.nonlinearities,
+    }
+    paths = {folder / f"{name}.png": draw for name, draw in figures.items()}
+    for path in paths:
+        check_writable(path)
+    return paths
+
+
+def _png(figure: "Figure") -> bytes:
+    from io import BytesIO
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    written = BytesIO()
+    figure.savefig(written, format="png", metadata={"Software": None})
+    return written.getvalue()
+
+
+def as_data(findings: Findings) -> dict[str, Any]:
+    """All numbers as plain data; what is no number is None."""
+    return {
+        "told": list(findings.source.told),
+        "layers": {layer.name: _layer_data(layer) for layer in findings.flow},
+        "radii": {
+            nonlinearity: {f"{radius:g}": _layer_data(next(iter(flow))) for radius, flow in by_radius.items()}
+            for nonlinearity, by_radius in findings.radii.items()
+        },
+        "truncations": [
+            {
+                "states_held": held,
+                "truncation": str(each.truncation),
+                "bias": each.bias,
+                "bias_error": each.bias_error,
+                "deviation": each.deviation,
+                "error": each.error,
+                "cosine": each.cosine,
+            }
+            for held, compared in findings.truncations.items()
+            for each in compared
+        ],
+    }
+
+
+def _layer_data(layer: LayerFlow) -> dict[str, Any]:
+    arrays = ("dh", "outside", "by_step", "by_lag", "bounds", "lyapunov", "slopes", "saturated")
+    return {
+        "nonlinearity": layer.nonlinearity,
+        "kind": layer.kind,
+        "since": layer.since,
+        "verdict": layer.verdict,
+        "rate": _plain(layer.rate),
+        "sigma_max": layer.sigma_max,
+        "gamma": layer.gamma,
+        "eigenvalues": [[value.real, value.imag] for value in layer.eigenvalues.tolist()],
+        **{name: _plain(getattr(layer, name).tolist()) for name in arrays},
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return value if math.isfinite(value) else None
