@@ -37,6 +37,7 @@ class LayerFlow:
             t > s.
         by_lag: For each lag j the gain ‖g_{t,j}‖ / ‖e_{t+j}‖, over all t together, (T,); NaN where nothing enters.
         bounds: (σ_max γ)^j, which no gain exceeds, (T,).
+        floors: (σ_min m)^j with m the least slope of any unit at any step, below which no gain falls, (T,).
         eigenvalues: Of W, largest modulus first, (H,), complex.
         sigma_max: Largest singular value of W.
         gamma: γ, the largest slope that f has.
@@ -54,6 +55,7 @@ class LayerFlow:
     by_step: Tensor
     by_lag: Tensor
     bounds: Tensor
+    floors: Tensor
     eigenvalues: Tensor
     sigma_max: float
     gamma: float
@@ -343,7 +345,10 @@ def _layer(name: str, done: _Pass, rows: int) -> LayerFlow:
         entered = outside[lag:].norm()
         by_lag[lag] = norms.norm() / entered if entered > 0 else math.nan
         total = lags.add_steps(total, share, None, lag)
-    sigma_max = torch.linalg.matrix_norm(W, 2).item()
+    singular = torch.linalg.svdvals(W)
+    sigma_max = singular[0].item()
+    least = slopes[done.running].min()
+    steps_back = torch.arange(T, dtype=W.dtype, device=W.device)
     gamma = activation.steepest
     return LayerFlow(
         name=name,
@@ -352,7 +357,8 @@ def _layer(name: str, done: _Pass, rows: int) -> LayerFlow:
         outside=outside,
         by_step=by_step,
         by_lag=by_lag,
-        bounds=(sigma_max * gamma) ** torch.arange(T, dtype=W.dtype, device=W.device),
+        bounds=(sigma_max * gamma) ** steps_back,
+        floors=(singular[-1] * least) ** steps_back,
         eigenvalues=_by_modulus(torch.linalg.eigvals(W)),
         sigma_max=sigma_max,
         gamma=gamma,

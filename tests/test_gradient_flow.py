@@ -70,6 +70,8 @@ def test_no_gain_crosses_its_bound(nonlinearity):
             made.W.copy_(normal(seeded(seed), H, H, scale=0.2 + 0.3 * seed))
         flow = gradient_flow(made, normal(seeded(50 + seed), 20, B, D))["l0"]
         assert (flow.by_lag <= flow.bounds * (1 + 1e-12)).all()
+        assert (flow.by_lag >= flow.floors * (1 - 1e-12)).all()
+        assert (flow.floors > 0).all() or nonlinearity == "relu"
         assert flow.sigma_max == pytest.approx(torch.linalg.svdvals(made.W.detach()).max().item())
         assert (flow.slopes <= flow.gamma + 1e-12).all()
 
@@ -149,6 +151,7 @@ def test_the_verdict_says_what_the_numbers_say(radius, word):
     assert flow.verdict.startswith(word)
     assert flow.rate == pytest.approx(radius, rel=1e-6)
     torch.testing.assert_close(flow.by_lag, flow.bounds, rtol=1e-9, atol=0)  # all singular values alike: attained
+    torch.testing.assert_close(flow.by_lag, flow.floors, rtol=1e-9, atol=0)
     if word == "neither":
         assert flow.verdict == "neither vanishing nor exploding up to lag 79 (×1 a step)"
     else:

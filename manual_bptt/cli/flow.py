@@ -271,7 +271,7 @@ def as_data(findings: Findings) -> dict[str, Any]:
 
 
 def _layer_data(layer: LayerFlow) -> dict[str, Any]:
-    arrays = ("dh", "outside", "by_step", "by_lag", "bounds", "lyapunov", "slopes", "saturated")
+    arrays = ("dh", "outside", "by_step", "by_lag", "bounds", "floors", "lyapunov", "slopes", "saturated")
     return {
         "nonlinearity": layer.nonlinearity,
         "kind": layer.kind,

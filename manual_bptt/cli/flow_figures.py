@@ -34,6 +34,7 @@ def flow(findings: "Findings") -> Figure:
         arriving.plot(steps, _shown(layer.outside), color=colour, linestyle=":")
         gains.plot(_shown(layer.by_lag), label=f"{layer.name}", **style)
         gains.plot(_shown(layer.bounds), color=colour, linestyle="--", linewidth=1)
+        gains.plot(_shown(layer.floors), color=colour, linestyle="--", linewidth=1)
         values = layer.singular_values[:, 0].flip(0)
         values = values[values[:, 0].isfinite()]
         jacobians.plot(_shown(values[:, 0]), **style)
@@ -41,7 +42,7 @@ def flow(findings: "Findings") -> Figure:
         slopes.plot(steps, layer.slopes.tolist(), **style)
         slopes.plot(steps, layer.saturated.tolist(), color=colour, linestyle="--", linewidth=1)
     _label(arriving, "step t", "norm", "Arriving at step t (dotted: entering there)")
-    _label(gains, "lag: steps from the loss to the state", "gain", "Gain by lag (dashed: bound (σ_max γ)^lag)")
+    _label(gains, "lag: steps from the loss to the state", "gain", "Gain by lag (dashed: its two bounds)")
     _label(jacobians, "steps back from the last", "singular value", "∂h_T/∂h_t: largest (dashed: median)")
     _label(slopes, "step t", "slope, share", "Mean slope f′ (dashed: share saturated)")
     _log(arriving)
