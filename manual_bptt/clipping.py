@@ -43,6 +43,8 @@ def clip_gradient_norm(parameters: Parameters, max_norm: float, error_if_nonfini
             f"clip_gradient_norm: expected gradients of a finite norm, got {norm.item()}; "
             "error_if_nonfinite=False scales them all the same"
         )
+    if max_norm == math.inf:
+        return norm
     factor = (max_norm / norm).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(factor.to(gradient.device))

@@ -4,46 +4,106 @@ Works on every layer and direction of an RNN, on torch.nn.RNN, and on ElmanNetwo
 docs/derivation.md, section 8 and B9; nothing here is differentiated or trained.
 """
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
-from manual_bptt import checks, lags, recurrence
-from manual_bptt.activations import ACTIVATIONS, Activation
-from manual_bptt.conversion import convert
-from manual_bptt.modules import RNN
-from manual_bptt.network import ElmanNetwork
+from manual_bptt import checks, lags
+from manual_bptt.observed import Input, Lengths, Loss, Observed, Pass
 
 FAR = 0.01  # a share of a hundredth, or a hundredfold one, is told as vanished or exploded
 FLAT = 0.1  # units whose slope is below this share of γ are told as saturated
 
 
 @dataclass(frozen=True, eq=False)
+class Gains:
+    """How much is left of a gradient by distance in time, and what that is called.
+
+    Attributes:
+        values: By distance, (T,); NaN where it cannot be seen.
+    """
+
+    values: Tensor
+
+    @property
+    def farthest(self) -> int:
+        """The farthest distance that can be seen; 0 where none can."""
+        seen = self.values.isfinite()
+        return int(seen.nonzero().max()) if seen.any() else 0
+
+    @property
+    def kind(self) -> str:
+        """What holds at the farthest distance: "vanishing", "exploding", "neither"; "unseen" where none can be seen."""
+        if self.farthest == 0:
+            return "unseen"
+        gain = self.values[self.farthest].item()
+        return "vanishing" if gain < FAR else "exploding" if gain > 1 / FAR else "neither"
+
+    @property
+    def since(self) -> int | None:
+        """The distance from which on it vanishes or explodes; None where it does neither."""
+        if self.kind not in ("vanishing", "exploding"):
+            return None
+        holds = self.values < FAR if self.kind == "vanishing" else self.values > 1 / FAR
+        return int((~holds & self.values.isfinite()).nonzero().max()) + 1  # at distance 0 it is 1
+
+    @property
+    def rate(self) -> float:
+        """By what factor it changes a step, on average over the farther half of what can be seen."""
+        seen = (self.values.isfinite() & (self.values > 0)).nonzero().flatten()
+        if len(seen) < 2:
+            return math.nan
+        first, last = int(seen[(len(seen) - 1) // 2]), int(seen[-1])
+        return math.exp((self.values[last].log() - self.values[first].log()).item() / (last - first))
+
+    def told(self, what: str, distance: str) -> str:
+        """The verdict on `what`, which is left by `distance`, in a sentence."""
+        if self.kind == "unseen":
+            return f"no {distance} can be seen: nothing comes from a later step"
+        peak = int(self.values.nan_to_num(0.0).argmax())
+        grown = f", after {self.values[peak].item():.3g} times as much at {distance} {peak}" if peak else ""
+        rate = f"×{self.rate:.2g} a step in the end"
+        if self.kind == "neither":
+            left = self.values[self.farthest].item()
+            return (
+                f"neither vanishing nor exploding: at {distance} {self.farthest} {left:.2g} of {what} is left ({rate})"
+            )
+        how = (
+            f"less than a hundredth of {what} is left" if self.kind == "vanishing" else f"{what} is over a hundredfold"
+        )
+        return f"{self.kind}: from {distance} {self.since} on {how} ({rate}{grown if self.kind == 'vanishing' else ''})"
+
+
+@dataclass(frozen=True, eq=False)
 class LayerFlow:
-    """The flow through one layer in one direction; steps are those of the direction, its first step first.
+    """The flow through one layer in one direction; in float64. Steps are those of the direction, its first one first.
 
     Attributes:
         name: "l0", "l0_reverse", "l1", …; of an ElmanNetwork "l0".
         nonlinearity: f.
         dh: ‖dL/dh_t‖ over batch and units, (T,).
-        outside: ‖e_t‖, the part of it from outside the recurrence, (T,).
-        by_step: Row s, column t: ‖g‖ of what the gradient that enters at step s contributes to dL/dh_t, (T, T); 0 for
-            t > s.
-        by_lag: For each lag j the gain ‖g_{t,j}‖ / ‖e_{t+j}‖, over all t together, (T,); NaN where nothing enters.
+        outside: ‖e_t‖, the part of it that enters from outside the recurrence: from the loss at t, and where there is a
+            layer above, from all that comes down from there, (T,).
+        by_step: Row s, column t: ‖g‖ of what enters at step s, when it has come to h_t along this layer's recurrence,
+            (T, T); 0 for t > s.
+        by_loss: Row s, column t: ‖the share of the loss at step s in dL/dh_t‖, through all layers and directions, (T,
+            T), both s and t in the order of the input; as by_step where there is one layer in one direction. None
+            where it was not asked for.
+        by_lag: For each lag j the gain ‖g_{t,j}‖ / ‖e_{t+j}‖ along this layer's recurrence, over all t together, (T,);
+            NaN where nothing enters.
         bounds: (σ_max γ)^j, which no gain exceeds, (T,).
         floors: (σ_min m)^j with m the least slope of any unit at any step, below which no gain falls, (T,).
         eigenvalues: Of W, largest modulus first, (H,), complex.
         sigma_max: Largest singular value of W.
         gamma: γ, the largest slope that f has.
         singular_values: Of ∂h_T/∂h_t, for t = 1 … T and the first rows of the batch, (T, rows, H), largest first; T is
-            the last step of each row, and after it they are NaN.
-        lyapunov: Lyapunov exponents, (H,), largest first: what ln of a small difference of states grows by in a step.
+            the last step of each row. NaN after it, and where a value is so far below the largest (H · 2e-16) that
+            rounding hides it.
+        lyapunov: Lyapunov exponents, (H,), largest first: ln of what a small difference of states grows by in a step,
+            on average over all steps and these rows.
         slopes: Mean f' at each step, (T,), over the units of all sequences that have such a step.
         saturated: Share of these units whose slope is less than a tenth of γ, (T,).
     """
@@ -53,6 +113,7 @@ class LayerFlow:
     dh: Tensor
     outside: Tensor
     by_step: Tensor
+    by_loss: Tensor | None
     by_lag: Tensor
     bounds: Tensor
     floors: Tensor
@@ -65,48 +126,21 @@ class LayerFlow:
     saturated: Tensor
 
     @property
-    def rate(self) -> float:
-        """By what factor the gain changes a step, fitted over the lags from the first to the last that can be seen."""
-        gains = self.by_lag[self.by_lag.isfinite() & (self.by_lag > 0)]
-        if len(gains) < 2:
-            return math.nan
-        return math.exp((gains[-1].log() - gains[0].log()).item() / (len(gains) - 1))
-
-    @property
-    def kind(self) -> str:
-        """What holds at the farthest lag that can be seen: "vanishing", "exploding" or "neither"."""
-        gain = self.by_lag[self.farthest].item() if self.farthest > 0 else 1.0
-        return "vanishing" if gain < FAR else "exploding" if gain > 1 / FAR else "neither"
-
-    @property
-    def farthest(self) -> int:
-        """The farthest lag over which a loss can be followed back."""
-        seen = self.by_lag.isfinite()
-        return int(seen.nonzero().max()) if seen.any() else 0
-
-    @property
-    def since(self) -> int | None:
-        """The lag from which on it vanishes or explodes; None where it does neither."""
-        if self.kind == "neither":
-            return None
-        holds = self.by_lag < FAR if self.kind == "vanishing" else self.by_lag > 1 / FAR
-        others = (~holds & self.by_lag.isfinite()).nonzero()
-        return int(others.max()) + 1 if len(others) else 0
+    def gains(self) -> Gains:
+        """by_lag, with what it is called: kind, since, rate."""
+        return Gains(self.by_lag)
 
     @property
     def verdict(self) -> str:
-        """Vanishing, exploding or neither, in a sentence, with the lag from which on it holds."""
-        rate = f"×{self.rate:.2g} a step" if math.isfinite(self.rate) else "no lag can be seen"
-        if self.kind == "neither":
-            return f"neither vanishing nor exploding up to lag {self.farthest} ({rate})"
-        how = "less than a hundredth" if self.kind == "vanishing" else "more than the hundredfold"
-        return f"{self.kind}: from lag {self.since} on a loss adds {how} of what enters at its own step ({rate})"
+        """Vanishing, exploding or neither along this layer's recurrence, in a sentence."""
+        return self.gains.told("what enters", "lag")
 
     def __repr__(self) -> str:
         largest = self.eigenvalues.abs().max().item()
+        exponent = "" if self.lyapunov.isnan().all() else f"largest Lyapunov exponent {self.lyapunov[0].item():.2g}, "
         return (
             f"{self.name}: {self.verdict}\n  max|λ| of W {largest:.3g}, σ_max {self.sigma_max:.3g}, γ {self.gamma:g}, "
-            f"largest Lyapunov exponent {self.lyapunov[0].item():.3g}, saturated {self.saturated.mean().item():.0%}"
+            f"{exponent}units with a slope below γ/10: {self.saturated.mean().item():.0%}"
         )
 
 
@@ -128,207 +162,96 @@ class GradientFlow:
     def __iter__(self) -> Iterator[LayerFlow]:
         return iter(self.layers.values())
 
+    @property
+    def gains(self) -> Gains:
+        """How much of a loss arrives at the first layer's states, by distance: over what arrives at its own step."""
+        shares = [layer.by_loss for layer in self if layer.name.startswith("l0") and layer.by_loss is not None]
+        if not shares:
+            raise ValueError("gains: expected a flow with losses followed one by one, got one without: by_loss=True")
+        squares = torch.stack(shares).square().sum(0)
+        T = len(squares)
+        own = squares.diagonal()
+        values = squares.new_full((T,), math.nan)
+        for distance in range(T):
+            later, earlier = squares.diagonal(-distance), squares.diagonal(distance)
+            arrived, left = later.sum(), own[distance:].sum()
+            if distance > 0 and earlier.any():  # a state that also sees what comes after it
+                arrived, left = arrived + earlier.sum(), left + own[: T - distance].sum()
+            if left > 0:
+                values[distance] = (arrived / left).sqrt()
+        return Gains(values)
+
+    @property
+    def verdict(self) -> str:
+        """Vanishing, exploding or neither from the loss through all layers to the first one's states, in a sentence."""
+        return self.gains.told("a loss", "distance")
+
     def __repr__(self) -> str:
-        return "\n".join(map(repr, self))
+        layers = list(map(repr, self))
+        if len(layers) > 1 and next(iter(self)).by_loss is not None:
+            layers.insert(0, f"from the loss to the states of l0: {self.verdict}")
+        return "\n".join(layers)
 
 
 def gradient_flow(
     network: nn.Module,
-    x: Tensor | PackedSequence,
-    loss: Callable[[Any], Tensor] | None = None,
+    x: Input,
+    loss: Loss | None = None,
     hx: Tensor | None = None,
     *,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Lengths = None,
     rows: int = 8,
+    by_loss: bool = True,
 ) -> GradientFlow:
     """Measure how the gradients of a loss flow back through a network's states.
 
-    dL/dh_t = Σ_j g_{t,j},  ‖g_{t,j}‖ ≤ (σ_max(W) γ)^j ‖e_{t+j}‖   (B9, section 8)
+    dL/dh_t = Σ_j g_{t,j},  (σ_min(W) m)^j ‖e_{t+j}‖ ≤ ‖g_{t,j}‖ ≤ (σ_max(W) γ)^j ‖e_{t+j}‖   (B9, section 8)
 
     Args:
-        network: A manual_bptt.RNN, a torch.nn.RNN (a copy of it is converted), or an ElmanNetwork.
+        network: A manual_bptt.RNN, a torch.nn.RNN (a copy of it is converted), or an ElmanNetwork, of a real dtype.
         x: Its input: (T, B, D), for an RNN also as batch_first says, or packed; for an ElmanNetwork also tokens (T, B).
-        loss: Maps the network's output (its states, or o of an ElmanNetwork) to a loss without dimensions. None: half
-            the sum of squares of the output.
+        loss: Maps the network's output (its states, not the pair that it returns; o of an ElmanNetwork) to a loss
+            without dimensions. None: half the sum of squares of the output.
         hx: The state before the first step, as the network takes it; None: zeros.
         lengths: How many steps each sequence has, as an RNN takes it; None: all T.
         rows: Of how many rows of the batch singular values and Lyapunov exponents are computed: decompositions of an
-            H×H matrix at each step.
+            H×H matrix at each step. 0: of none, and the exponents are NaN.
+        by_loss: Whether to follow the loss of each step by itself. Where there are several layers or directions that
+            takes T backward passes.
 
     Returns:
-        GradientFlow. A truncation that the network has is not applied: what it would leave out is what is looked at.
+        GradientFlow. The network is run in its own dtype and without dropout, and measured in float64. A truncation
+        that it has is not applied: what it would leave out is what is looked at.
 
     Raises:
-        TypeError: The network is none of these, x no tensor, or there are lengths for an ElmanNetwork.
-        ValueError: x of another rank or nested, fewer than 2 steps, a loss with dimensions, or parameters that are not
-            finite.
+        TypeError: The network is none of these, x no tensor, loss no function, or there are lengths for an
+            ElmanNetwork.
+        ValueError: x of another rank or nested, fewer than 2 steps, a loss with dimensions or that does not depend on
+            the output; input, parameters, loss, states or gradients that are not finite.
+
+    Warns:
+        UserWarning: The loss reads the output after a sequence's end.
 
     Memory: a graph of the forward pass, (T, T), and (T, rows, H).
     Source: docs/derivation.md, section 8 and B9.
     """
     checks.integer("gradient_flow", "rows", rows)
-    if rows < 1:
-        raise ValueError(f"gradient_flow: expected rows of at least 1, got {rows}")
-    loss = checked("gradient_flow", network, x, loss, lengths)
-    watched = copy.deepcopy(network)
-    if isinstance(watched, ElmanNetwork):
-        passes = _of_network(watched, x, loss, hx)
-    else:
-        passes = _of_module(watched, x, loss, hx, lengths)
-    return GradientFlow({name: _layer(name, each, rows) for name, each in passes.items()})
-
-
-def checked(
-    function: str,
-    network: nn.Module,
-    x: Tensor | PackedSequence,
-    loss: Callable[[Any], Tensor] | None,
-    lengths: Tensor | Sequence[int] | None,
-) -> Callable[[Any], Tensor]:
-    """Raise for a network, input or parameters that cannot be looked at; return the loss, or what stands for none."""
-    if not isinstance(network, (RNN, nn.RNN, ElmanNetwork)):
-        kind = type(network)
-        raise TypeError(
-            f"{function}: expected network to be a manual_bptt.RNN, torch.nn.RNN or ElmanNetwork, "
-            f"got {kind.__module__}.{kind.__name__}"
-        )
-    for name, parameter in network.named_parameters():
-        if not parameter.isfinite().all():
-            raise ValueError(f"{function}: expected {name} to be finite, got NaN or infinite numbers")
-    if isinstance(network, ElmanNetwork) and (lengths is not None or isinstance(x, PackedSequence)):
-        raise TypeError(
-            f"{function}: expected neither lengths nor a PackedSequence for an ElmanNetwork, got one of them: "
-            "leave the steps after a sequence's end out of the loss"
-        )
-    if isinstance(x, PackedSequence):
-        T, shape = x.batch_sizes.shape[0], f"batch sizes {x.batch_sizes.tolist()}"
-    else:
-        T, shape = _steps(function, network, x), str(tuple(x.shape))
-    if T < 2:
-        raise ValueError(f"{function}: expected at least 2 steps, got T = {T} in {shape}")
-    return _half_squares if loss is None else loss
-
-
-def _steps(function: str, network: nn.Module, x: Tensor) -> int:
-    """T of an input, checked for its rank."""
-    checks.tensor(function, "x", x)
-    ranks = (2, 3) if isinstance(network, ElmanNetwork) and recurrence.are_tokens(x) else (3,)
-    if x.is_nested:
-        raise ValueError(f"{function}: expected x padded, with lengths, or packed, got a nested tensor")
-    if x.dim() not in ranks:
-        raise ValueError(f"{function}: expected x with a batch, (T, B, D) or (B, T, D), got {tuple(x.shape)}")
-    return x.shape[1 if getattr(network, "batch_first", False) else 0]
-
-
-def _half_squares(output: Any) -> Tensor:
-    values: Tensor = output.data if isinstance(output, PackedSequence) else output
-    return values.square().sum() / 2
-
-
-def scalar(function: str, value: object) -> Tensor:
-    """What a loss function returned, if it is a loss."""
-    if not isinstance(value, Tensor) or value.dim() != 0:
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{function}: expected loss to return a loss without dimensions, got {got}")
-    return value
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """What one layer and direction did.
-
-    Attributes:
-        e: The part of dL/dh_t that entered from outside, (T, B, H); 0 after a sequence's end.
-        h: Its states, (T, B, H).
-        running: Whether a sequence has that step, (T, B).
-        W: (H, H).
-        activation: f.
-    """
-
-    e: Tensor
-    h: Tensor
-    running: Tensor
-    W: Tensor
-    activation: Activation
-
-
-def _of_network(network: ElmanNetwork, x: Any, loss: Callable[[Tensor], Tensor], hx: Tensor | None) -> dict[str, _Pass]:
-    network.truncation = None
-    with torch.enable_grad():
-        o, h = network(x, hx)
-        o = o.detach().requires_grad_()
-        [do] = torch.autograd.grad(scalar("gradient_flow", loss(o)), [o])
-    e = do @ network.V.detach()  # B3, first term
-    running = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
-    return {"l0": _Pass(e, h.detach(), running, network.W.detach(), ACTIVATIONS[network.nonlinearity])}
-
-
-class _Watcher:
-    """What a module takes for its recorder: keeps what the backward pass of each layer and direction sees."""
-
-    run = staticmethod(RNN._run)
-
-    def __init__(self) -> None:
-        self.passes: dict[str, _Pass] = {}
-
-    def next_call(self) -> Callable[..., None]:
-        def keep(
-            name: str,
-            layout: object,
-            turn: object,
-            dh: Tensor,
-            da: Tensor,
-            h: Tensor,
-            W: Tensor,
-            ended: Tensor | None,
-            settings: recurrence.Settings,
-        ) -> None:
-            if settings.sizes is not None:  # packed: the rows of all steps
-                e, h = _padded(dh.detach(), settings.sizes), _padded(h.detach(), settings.sizes)
-                sizes = torch.tensor(settings.sizes, device=h.device).unsqueeze(1)
-                running = torch.arange(h.shape[1], device=h.device) < sizes
-            else:
-                e, h = dh.detach(), h.detach()
-                running = torch.ones_like(h[..., 0], dtype=torch.bool) if ended is None else ~ended.squeeze(2)
-                e = e.masked_fill(~running.unsqueeze(2), 0)
-            longest = int(running.any(1).sum())
-            e, h, running = e[:longest], h[:longest], running[:longest]
-            self.passes[name] = _Pass(e, h, running, W.detach(), settings.activation)
-
-        return keep
-
-
-def _padded(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Rows of packed sequences as (T, B, H), 0 after each sequence's end."""
-    return nn.utils.rnn.pad_sequence(list(torch.split_with_sizes(rows, list(sizes)))).transpose(0, 1)
-
-
-def _of_module(
-    module: Any,
-    x: Tensor | PackedSequence,
-    loss: Callable[[Any], Tensor],
-    hx: Tensor | None,
-    lengths: Tensor | Sequence[int] | None,
-) -> dict[str, _Pass]:
-    module = convert(module)
-    module.truncation = None
-    module.eval()  # no dropout
-    module._recorder = watcher = _Watcher()
-    with torch.enable_grad():
-        for parameter in module.parameters():
-            parameter.requires_grad_()
-        output, _ = module(x, hx, lengths=lengths)
-        torch.autograd.grad(scalar("gradient_flow", loss(output)), list(module.parameters()), allow_unused=True)
-    if not watcher.passes:
-        raise ValueError("gradient_flow: expected a loss that depends on the output, got one that does not")
-    T = next(iter(watcher.passes.values())).h.shape[0]
-    if T < 2:
-        raise ValueError(f"gradient_flow: expected a sequence of at least 2 steps, got {T} as the largest of lengths")
-    return dict(sorted(watcher.passes.items()))
+    if rows < 0:
+        raise ValueError(f"gradient_flow: expected rows of at least 0, got {rows}")
+    observed = Observed("gradient_flow", network, x, loss, hx, lengths)
+    shares: dict[str, Tensor] = {}
+    if by_loss and len(observed.layers) > 1:
+        each = list(observed.by_loss())
+        shares = {name: torch.stack([found[name] for found in each]) for name in observed.layers}
+    layers = {}
+    for name, seen in observed.passes.items():
+        layer = _layer(name, seen, rows)
+        layers[name] = replace(layer, by_loss=shares.get(name, layer.by_step) if by_loss else None)
+    return GradientFlow(layers)
 
 
 @torch.no_grad()
-def _layer(name: str, done: _Pass, rows: int) -> LayerFlow:
+def _layer(name: str, done: Pass, rows: int) -> LayerFlow:
     activation, W, e = done.activation, done.W, done.e
     running = done.running.unsqueeze(2)
     T = done.h.shape[0]
@@ -338,13 +261,11 @@ def _layer(name: str, done: _Pass, rows: int) -> LayerFlow:
     outside = e.flatten(1).norm(dim=1)
     by_step = outside.new_zeros(T, T)
     by_lag = outside.new_full((T,), math.nan)
-    total = torch.zeros_like(e)
     for lag, share in enumerate(lags.by_lag(e, slope, W, activation)):
         norms = share.flatten(1).norm(dim=1)
         by_step.diagonal(-lag).copy_(norms)  # row t + lag, column t
         entered = outside[lag:].norm()
         by_lag[lag] = norms.norm() / entered if entered > 0 else math.nan
-        total = lags.add_steps(total, share, None, lag)
     singular = torch.linalg.svdvals(W)
     sigma_max = singular[0].item()
     least = slopes[done.running].min()
@@ -353,9 +274,10 @@ def _layer(name: str, done: _Pass, rows: int) -> LayerFlow:
     return LayerFlow(
         name=name,
         nonlinearity=activation.name,
-        dh=total.flatten(1).norm(dim=1),
+        dh=done.total.flatten(1).norm(dim=1),
         outside=outside,
         by_step=by_step,
+        by_loss=None,
         by_lag=by_lag,
         bounds=(sigma_max * gamma) ** steps_back,
         floors=(singular[-1] * least) ** steps_back,
@@ -382,10 +304,16 @@ def _jacobians(slopes: Tensor, W: Tensor, running: Tensor) -> tuple[Callable[[in
 def _singular_values(slopes: Tensor, W: Tensor, running: Tensor) -> Tensor:
     """Singular values of ∂h_T/∂h_t for t = 1 … T, the product of the Jacobians of the steps t + 1 … T."""
     jacobian, product = _jacobians(slopes, W, running)
+    scale = torch.zeros_like(product[:, :1, :1])  # ln of what the product was divided by, so that it stays finite
     values = [torch.ones_like(product[..., 0])]
+    hidden = W.shape[0] * torch.finfo(W.dtype).eps
     for t in range(len(slopes) - 1, 0, -1):
         product = product @ jacobian(t)
-        values.append(torch.linalg.svdvals(product))
+        size = product.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(W.dtype).tiny)
+        product, scale = product / size, scale + size.log()
+        found = torch.linalg.svdvals(product)
+        found = found.masked_fill(found < hidden * found[:, :1], math.nan)
+        values.append(found * scale[..., 0].exp())
     return torch.stack(values[::-1]).masked_fill(~running, math.nan)
 
 
@@ -395,6 +323,6 @@ def _lyapunov(slopes: Tensor, W: Tensor, running: Tensor) -> Tensor:
     growth = torch.zeros_like(frame[..., 0])
     for t in range(len(slopes)):
         frame, upper = torch.linalg.qr(jacobian(t) @ frame)
-        growth = growth + upper.diagonal(dim1=-2, dim2=-1).abs().clamp(min=torch.finfo(upper.dtype).tiny).log()
+        growth = growth + upper.diagonal(dim1=-2, dim2=-1).abs().log()
     lengths = running.sum(0)  # (rows, 1)
     return (growth / lengths)[lengths[:, 0] > 0].sort(descending=True).values.mean(0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from manual_bptt import checks
+from manual_bptt.network import ElmanNetwork
 
 
 class Segment(NamedTuple):
@@ -30,7 +31,9 @@ class Segment(NamedTuple):
     hx: Any
 
 
-def tbptt(module: Callable[..., Any], x: Tensor, hx: Any = None, *, k1: int, k2: int) -> Iterator[Segment]:
+def tbptt(
+    module: Callable[..., Any], x: Tensor, hx: Any = None, *, k1: int, k2: int, batch_first: bool | None = None
+) -> Iterator[Segment]:
     """Run a recurrent module over a long sequence, k1 steps at a time, each piece followed back over k2 steps.
 
         for segment in tbptt(rnn, x, k1=20, k2=60):
@@ -48,13 +51,16 @@ def tbptt(module: Callable[..., Any], x: Tensor, hx: Any = None, *, k1: int, k2:
         hx: The state before the first step, as the module takes it; None: the module's own.
         k1: Steps of a piece, at least 1. The last one may be shorter.
         k2: How many steps before its end a piece is followed back over, at least k1.
+        batch_first: Whether time is the second axis of x and of the output; None: as module.batch_first says, for x of
+            three axes.
 
     Yields:
         Segment, one after the other, over all T steps.
 
     Raises:
         TypeError: x is no tensor, or k1 or k2 no int.
-        ValueError: k1 below 1, k2 below k1, or x of another rank or without a step.
+        ValueError: k1 below 1, k2 below k1, x of another rank or without a step, or a bidirectional module, whose other
+            direction would begin anew in each piece.
 
     Memory: the graph of k2 steps, as long as the segment is held.
     """
@@ -65,12 +71,23 @@ def tbptt(module: Callable[..., Any], x: Tensor, hx: Any = None, *, k1: int, k2:
         raise ValueError(f"tbptt: expected k1 of at least 1 step, got {k1}")
     if k2 < k1:
         raise ValueError(f"tbptt: expected k2 of at least k1 = {k1} steps, got {k2}")
-    if x.dim() not in (2, 3):
-        raise ValueError(f"tbptt: expected x of shape (T, B, D), (B, T, D) or (T, D), got {tuple(x.shape)}")
-    time = 1 if x.dim() == 3 and getattr(module, "batch_first", False) else 0
+    if x.dim() not in (1, 2, 3):
+        raise ValueError(f"tbptt: expected x of shape (T, B, D), (B, T, D), (T, D) or tokens, got {tuple(x.shape)}")
+    if getattr(module, "bidirectional", False):
+        raise ValueError("tbptt: expected a module of one direction, got a bidirectional one")
+    if batch_first is None:
+        batch_first = x.dim() == 3 and bool(getattr(module, "batch_first", False))
+    time = 1 if batch_first and x.dim() > 1 else 0
     if x.shape[time] == 0:
         raise ValueError(f"tbptt: expected x of at least one step, got T = 0 in {tuple(x.shape)}")
-    return _segments(module, x, hx, k1, k2, time)
+    run = module
+    if isinstance(module, ElmanNetwork):
+
+        def run(x: Tensor, hx: Any) -> tuple[Tensor, Tensor]:
+            o, h = module(x, hx)
+            return o, h[-1]
+
+    return _segments(run, x, hx, k1, k2, time)
 
 
 def _segments(module: Callable[..., Any], x: Tensor, hx: Any, k1: int, k2: int, time: int) -> Iterator[Segment]:
@@ -90,4 +107,7 @@ def _segments(module: Callable[..., Any], x: Tensor, hx: Any, k1: int, k2: int, 
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, time)
         first = later
         steps = output.narrow(time, output.shape[time] - (stop - start), stop - start)
-        yield Segment(steps, start, stop, tree_map_only(Tensor, Tensor.detach, state))
+        segment = Segment(steps, start, stop, tree_map_only(Tensor, Tensor.detach, state))
+        del outputs, output, steps, state  # the graph is the caller's alone
+        yield segment
+        del segment

@@ -4,6 +4,7 @@ PyTorch has no public question for some of these; every private name that the pa
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ def watched(first: Tensor, *others: Tensor) -> bool:
 def is_transforming() -> bool:
     """Whether a transform of torch.func looks on."""
     return torch._C._are_functorch_transforms_active()
+
+
+def outside() -> Any:
+    """A context in which transforms of torch.func do not look on."""
+    return nullcontext() if torch.compiler.is_compiling() else torch._C._DisableFuncTorch()
 
 
 def is_recording() -> bool:

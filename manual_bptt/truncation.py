@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from manual_bptt import checks
+from manual_bptt import checks, transforms
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,13 +23,13 @@ class Truncation:
         draw: Maps T to ξ_1 … ξ_T, numbers or a tensor (T,), anew for each call; what flows back from step t to the one
             before is multiplied by ξ_t, and ξ_1 is 1. None: all are 1.
         window: How many steps each gradient from outside is followed back; None: to the first step.
-        is_random: Whether `draw` gives other numbers each time.
+        p: Of a random truncation, the probability that ξ_t is not 0.
     """
 
     name: str
     draw: Callable[[int], Sequence[float] | Tensor] | None = None
     window: int | None = None
-    is_random: bool = False
+    p: float | None = None
 
     @property
     def is_full(self) -> bool:
@@ -110,7 +110,7 @@ def randomized(p: float, generator: torch.Generator | None = None) -> Truncation
             raise TypeError(f"randomized: expected generator to be a torch.Generator, got {type(generator).__name__}")
         if generator.device.type != "cpu":
             raise ValueError(f"randomized: expected generator on the CPU, got one on {generator.device}")
-    return Truncation(f"randomized({p:g})", partial(_random_weights, float(p), generator), is_random=True)
+    return Truncation(f"randomized({p:g})", partial(_random_weights, float(p), generator), p=float(p))
 
 
 def check(function: str, truncation: object) -> None:
@@ -136,7 +136,8 @@ def _chunks(k: int, T: int) -> Sequence[float] | Tensor:
 
 
 def _random_weights(p: float, generator: torch.Generator | None, T: int) -> Tensor:
-    drawn = torch.rand(T, generator=generator, dtype=torch.float64)
+    with transforms.outside():  # one draw for everything that is mapped over
+        drawn = torch.rand(T, generator=generator, dtype=torch.float64)
     weights = (drawn < p).to(torch.float64) / p
     weights[:1] = 1
     return weights

@@ -53,6 +53,7 @@ def test_it_prints_the_verdict_and_writes_every_figure(tmp_path, capsys, monkeyp
     assert "characters from the help topics of Python" in printed
     for nonlinearity in ("tanh", "identity"):
         assert f"The same with f = {nonlinearity} and W scaled to another spectral radius:" in printed
+    assert re.search(r"^   as is +\S+ +×", printed, re.MULTILINE)
     assert sorted(path.name for path in Path("flow").iterdir()) == [f"{name}.png" for name in FIGURES]
     for name in FIGURES:
         data = Path("flow", f"{name}.png").read_bytes()
@@ -62,13 +63,14 @@ def test_it_prints_the_verdict_and_writes_every_figure(tmp_path, capsys, monkeyp
         assert f"flow/{name}.png" in printed
     report = json.loads(Path("report.json").read_text())
     assert report["layers"]["l0"]["by_lag"] == expected.by_lag.tolist()
-    assert report["layers"]["l0"]["kind"] == expected.kind
+    assert report["layers"]["l0"]["kind"] == expected.gains.kind
+    assert report["from_loss_to_l0"]["by_distance"] == pytest.approx(expected.by_lag.tolist())
     assert list(report["radii"]) == ["tanh", "identity"]
     assert list(report["radii"]["tanh"]) == ["0.5", "0.9", "1", "1.1", "1.5"]
     [chunks] = truncation_errors(source.network, source.x, [chunked(4)], source.loss)
     told = {each["truncation"]: each for each in report["truncations"]}
     assert told["chunked(4)"]["bias"] == chunks.bias
-    assert f"{4:13}   {chunks.bias:10.3f}" in printed
+    assert f"{4:13}   {chunks.bias:10.3f}   " in printed
     assert set(told) == {
         name for k in (2, 4, 8) for name in (f"chunked({k})", f"windowed({k - 1})", f"randomized({1 - 1 / k:g})")
     }
@@ -83,7 +85,7 @@ def test_the_linear_network_decays_by_its_spectral_radius(capsys, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert list(report["radii"]) == ["identity"]
     for radius, layer in report["radii"]["identity"].items():
-        gains = layer["by_lag"]
+        gains = layer["l0"]["by_lag"]
         assert (gains[190] / gains[110]) ** (1 / 80) == pytest.approx(float(radius), rel=0.01)
     assert not Path("flow").exists()
 
@@ -122,6 +124,8 @@ def test_a_saved_network_is_that_network(inside, saved_rnn, tmp_path, capsys):
         assert f"\n{name}" in printed
     assert "16 of T = 8 standard normal numbers, drawn with seed 0" in printed
     assert "half the sum of squares of the output, at every step" in printed
+    assert "\nfrom the loss to the states of l0: " in printed
+    assert "The same with f = tanh and every W scaled to another spectral radius; of these l0:" in printed
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -211,16 +215,51 @@ def boundary(figure: Any) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("many", [False, True])
-def test_no_text_of_a_figure_is_cut_off_or_lies_over_another(many, saved_rnn, tmp_path):
-    source = (
-        saved(saved_rnn[1], None, None, False, 12, 3, "tanh", "every", 0)
-        if many
-        else drawn(None, 6, None, 20, 3, "tanh", "every", 0)
-    )
+@pytest.mark.parametrize("layers", [0, 1, 2, 8])
+def test_no_text_of_a_figure_is_cut_off_or_lies_over_another(layers, tmp_path):
+    if layers == 0:
+        source = drawn(None, 6, None, 20, 3, "tanh", "every", 0)
+    else:
+        torch.save(nn.RNN(3, 5, layers, bidirectional=True).state_dict(), tmp_path / "model.pt")
+        source = saved(tmp_path / "model.pt", None, None, False, 12, 3, "tanh", "every", 0)
     findings = flow.find(source, 2)
     for path, draw in flow._figures(tmp_path / "figures").items():
         assert boundary(draw(findings)) == [], path.name
+
+
+def test_what_cannot_be_compared_is_left_out_and_the_rest_is_told(tmp_path, capsys):
+    state = nn.RNN(2, 3).state_dict()
+    torch.save({**state, "weight_hh_l0": torch.zeros(3, 3)}, tmp_path / "nothing.pt")
+    torch.save({**state, "bias_hh_l0": torch.full((3,), -1e6)}, tmp_path / "dead.pt")
+    for name, nonlinearity, told in (
+        ("nothing.pt", "tanh", "\nA W with the spectral radius 0 cannot be scaled to another one."),
+        ("dead.pt", "relu", "\nl0: vanishing"),
+    ):
+        file = tmp_path / name
+        out = tmp_path / f"{name}-figures"
+        assert run(file, "--nonlinearity", nonlinearity, "--steps", 8, "--draws", 2, "--output", out) == 0, name
+        printed = capsys.readouterr().out
+        assert told in printed
+        assert (out / "radii.png").exists() == (name != "nothing.pt")
+
+
+def test_an_error_that_draws_cannot_show_is_marked(tmp_path, capsys):
+    torch.manual_seed(0)
+    state = nn.RNN(2, 4, 2).state_dict()
+    for name in ("weight_hh_l0", "weight_hh_l1"):
+        state[name] = 1.5 * torch.linalg.qr(torch.randn(4, 4)).Q
+    torch.save(state, tmp_path / "model.pt")
+    options = ("--nonlinearity", "identity", "--loss", "last", "--steps", 60, "--draws", 20, "--no-figures")
+    assert run(tmp_path / "model.pt", *options) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^ +2 .* over \S+$", printed, re.MULTILINE)
+    assert "over: 20 draws have missed the rare ones that count most; it is more than that." in printed
+    assert run("--radius", 1.5, "--nonlinearity", "identity", "--no-figures") == 0
+    printed = capsys.readouterr().out
+    assert "over" not in printed.partition("k states held")[2]
+    row = re.search(r"^ +2 +0\.98\d +0\.97\d +(\S+)$", printed, re.MULTILINE)
+    assert row
+    assert float(row[1]) > 100  # exact: a term that grows faster than √p a step
 
 
 @pytest.mark.parametrize(
@@ -259,7 +298,10 @@ def files(folder: Path) -> None:
     torch.save({**good, "weight_ih_l0": torch.zeros(3, 2, 1)}, folder / "rank.pt")
     torch.save({name: value for name, value in good.items() if name != "weight_ih_l0"}, folder / "half.pt")
     torch.save({**good, "weight_hh_l0": torch.full((3, 3), math.nan)}, folder / "nan.pt")
-    torch.save({**good, "weight_hh_l0": torch.zeros(3, 3)}, folder / "zero.pt")
+    torch.save(nn.RNN(2, 3, dtype=torch.complex64).state_dict(), folder / "complex.pt")
+    torch.save((torch.ones(5, 2, 2), [5, 3]), folder / "pair.pt")
+    torch.save({"x": torch.ones(5, 2, 2).to_sparse()}, folder / "sparse.pt")
+    torch.save(nn.utils.rnn.pack_sequence([torch.ones(3, 2)]), folder / "packed.pt")
     torch.save(ElmanNetwork(2, 3, 4).state_dict(), folder / "elman.pt")
     for name, array in {
         "ok": np.ones((5, 2, 2)),
@@ -273,6 +315,10 @@ def files(folder: Path) -> None:
         "tokens": np.full((5, 2), 9),
     }.items():
         np.save(folder / f"{name}.npy", array)
+    np.savez_compressed(folder / "damaged.npz", x=np.random.default_rng(0).normal(size=(50, 2, 2)))
+    damaged = bytearray((folder / "damaged.npz").read_bytes())
+    damaged[200:400] = bytes(200)
+    (folder / "damaged.npz").write_bytes(damaged)
     np.savez(folder / "lengths.npz", x=np.ones((5, 2, 2)), lengths=[5, 6])
     np.savez(folder / "halves.npz", x=np.ones((5, 2, 2)), lengths=[5.0, 2.5])
     np.savez(folder / "y.npz", y=np.ones((5, 2, 2)))
@@ -285,11 +331,17 @@ def files(folder: Path) -> None:
     [
         (("absent.pt",), "No such file or directory: 'absent.pt'"),
         ((".",), "Is a directory: '.'"),
-        (("empty.pt",), "expected empty.pt to be what torch.save wrote of tensors, such as model.state_dict(), got: "),
-        (("text.pt",), "expected text.pt to be what torch.save wrote of tensors, such as model.state_dict(), got: "),
+        (
+            ("empty.pt",),
+            "expected empty.pt to be what torch.save wrote of parameters, such as model.state_dict(), got something",
+        ),
+        (
+            ("text.pt",),
+            "expected text.pt to be what torch.save wrote of parameters, such as model.state_dict(), got something",
+        ),
         (
             ("pickled.pt",),
-            "expected pickled.pt to be what torch.save wrote of tensors, such as model.state_dict(), got",
+            "expected pickled.pt to be what torch.save wrote of parameters, such as model.state_dict(), got an object",
         ),
         (("list.pt",), "expected list.pt to hold a state_dict, names and tensors, got list"),
         (("nothing.pt",), "expected weight_hh_l0 and the like, or U, W and V, in nothing.pt, got nothing"),
@@ -305,7 +357,7 @@ def files(folder: Path) -> None:
             "expected matrices U and W, or weight_ih_l0 and weight_hh_l0, in half.pt, got weight_hh_l0 (3, 3)",
         ),
         (("nan.pt",), "gradient_flow: expected weight_hh_l0 to be finite, got NaN or infinite numbers"),
-        (("zero.pt",), "expected weight_hh_l0 to have a spectral radius to scale, got 0"),
+        (("complex.pt",), "expected weight_ih_l0 in complex.pt to be real numbers, got (3, 2) of complex64"),
         (("rnn.pt", "--part", "x"), "expected --part to be one of '', got 'x'"),
         (("rnn.pt", "--hidden", 4), "expected no --hidden beside MODEL, which has its own, got one"),
         (("rnn.pt", "--radius", 1), "expected no --radius beside MODEL, which has its own, got one"),
@@ -322,6 +374,21 @@ def files(folder: Path) -> None:
         (("rnn.pt", "--input", "absent.npy"), "No such file or directory: 'absent.npy'"),
         (("rnn.pt", "--input", "text.npy"), "expected text.npy to be what numpy.save or savez wrote, got: "),
         (("rnn.pt", "--input", "wide.npy"), "expected (T, B, D) with D = 2 in wide.npy, got (5, 2, 7)"),
+        (("rnn.pt", "--input", "damaged.npz"), "expected damaged.npz to be what numpy.save or savez wrote, got: "),
+        (("rnn.pt", "--input", "pair.pt"), "expected x in pair.pt to be an array, got tuple"),
+        (
+            ("rnn.pt", "--input", "sparse.pt"),
+            "expected x in sparse.pt to be a plain tensor, got a nested, sparse or meta",
+        ),
+        (
+            ("rnn.pt", "--input", "packed.pt"),
+            "expected packed.pt to be what torch.save wrote of a tensor, or x and lengths",
+        ),
+        (
+            ("rnn.pt", "--input", "text.pt"),
+            "expected text.pt to be what torch.save wrote of a tensor, or x and lengths",
+        ),
+        (("rnn.pt", "--input", "tokens.npy"), "got (5, 2): tokens have to be embedded, as the network gets them"),
         (("rnn.pt", "--input", "flat.npy"), "expected (T, B, D) with D = 2 in flat.npy, got (5, 2)"),
         (
             ("rnn.pt", "--input", "one.npy"),
@@ -334,7 +401,7 @@ def files(folder: Path) -> None:
         (("rnn.pt", "--input", "y.npz"), "expected y.npz to hold one array, or x and lengths, got y"),
         (
             ("rnn.pt", "--input", "lengths.npz"),
-            "expected lengths of shape (2,) from 0 to T = 5 in lengths.npz, got [5, 6",
+            "expected lengths of shape (2,), from 0 to T = 5, in lengths.npz, got shape (2,), from 5 to 6; is x",
         ),
         (
             ("rnn.pt", "--input", "halves.npz"),
@@ -342,7 +409,7 @@ def files(folder: Path) -> None:
         ),
         (
             ("rnn.pt", "--input", "ones.npz"),
-            "gradient_flow: expected a sequence of at least 2 steps, got 1 as the largest",
+            "gradient_flow: expected a sequence of at least 2 steps, got 1 as the longest",
         ),
         (("elman.pt", "--input", "fine.npz"), "expected no lengths in fine.npz beside an ElmanNetwork, got some"),
         (("elman.pt", "--input", "tokens.npy"), "rnn: expected tokens x between 0 and D-1 = 1, got 9 at index (0, 0)"),

@@ -20,7 +20,7 @@ DERIVATION = ROOT / "docs" / "derivation.md"
 PACKAGE = ROOT / "manual_bptt"
 SLIPS = ROOT / "tests" / "test_source_slips.py"
 
-LABELS = {f"F{i}" for i in range(1, 6)} | {f"B{i}" for i in range(1, 10)} | {f"T{i}" for i in range(1, 4)}
+LABELS = {f"F{i}" for i in range(1, 6)} | {f"B{i}" for i in range(1, 11)} | {f"T{i}" for i in range(1, 4)}
 SLIPS_HEADING = "## Slips in the source documents"
 
 
@@ -76,8 +76,8 @@ def test_every_label_quoted_in_the_code_is_defined(derivation: str):
 
 
 def test_a_made_up_label_is_flagged(derivation: str):
-    assert undefined_labels("x = 1  # B10: no such equation\n", derivation) == {"B10"}
-    assert undefined_labels('def f():\n    """Reverses F1 by B10."""\n', derivation) == {"B10"}
+    assert undefined_labels("x = 1  # B12: no such equation\n", derivation) == {"B12"}
+    assert undefined_labels('def f():\n    """Reverses F1 by B10."""\n', derivation) == {"B12"}
     assert undefined_labels("x = 1  # B3–B8 reverse F1 F2\n", derivation) == set()
     assert undefined_labels("B10 = 1  # a name, not a label\n", derivation) == set()
 

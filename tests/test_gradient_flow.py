@@ -22,6 +22,10 @@ from torch_reference import linear_closed_form, unrolled
 T, B, D, H, K = 7, 3, 4, 5, 2
 
 
+class Derived(nn.RNN):
+    pass
+
+
 def network(nonlinearity: str = "tanh", **options: int) -> tuple[ElmanNetwork, Tensor]:
     torch.manual_seed(0)
     made = ElmanNetwork(D, H, K, nonlinearity, dtype=torch.float64)
@@ -100,7 +104,7 @@ def test_the_rate_of_a_linear_network_is_its_largest_eigenvalue(seed):
     rate = (gains[300] / gains[200]) ** (1 / 100)  # complex pairs turn: over many steps
     assert rate.item() == pytest.approx(0.9, rel=0.01)
     assert flow.eigenvalues[0].abs().item() == pytest.approx(0.9)
-    assert flow.rate == pytest.approx(0.9, rel=0.01)
+    assert flow.gains.rate == pytest.approx(0.9, rel=0.01)
     assert flow.verdict.startswith("vanishing: from lag ")
 
 
@@ -121,7 +125,9 @@ def test_singular_values_are_those_of_the_jacobian(nonlinearity):
                 return unrolled(parameters, x[t + 1 :, row : row + 1], h[None], nonlinearity).h[-1][0]
 
             wanted = torch.linalg.svdvals(jacobian(last, states[t][row]))
-            torch.testing.assert_close(flow.singular_values[t, row], wanted, rtol=1e-9, atol=1e-12)
+            found = flow.singular_values[t, row]
+            assert (wanted[found.isnan()] < 1e-14).all()  # relu: units that pass nothing on
+            torch.testing.assert_close(found.nan_to_num(0.0), wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_lyapunov_exponents():
@@ -149,14 +155,18 @@ def test_the_verdict_says_what_the_numbers_say(radius, word):
         made.W.copy_(orthogonal(radius))
     flow = gradient_flow(made, normal(seeded(1), 80, B, D))["l0"]
     assert flow.verdict.startswith(word)
-    assert flow.rate == pytest.approx(radius, rel=1e-6)
+    assert flow.gains.rate == pytest.approx(radius, rel=1e-6)
     torch.testing.assert_close(flow.by_lag, flow.bounds, rtol=1e-9, atol=0)  # all singular values alike: attained
     torch.testing.assert_close(flow.by_lag, flow.floors, rtol=1e-9, atol=0)
     if word == "neither":
-        assert flow.verdict == "neither vanishing nor exploding up to lag 79 (×1 a step)"
+        assert flow.gains.since is None
+        told = "neither vanishing nor exploding: at lag 79 1 of what enters is left (×1 a step in the end)"
     else:
-        first = int(flow.verdict.split("lag ")[1].split(" ")[0])
-        assert first == math.floor(math.log(100) / abs(math.log(radius))) + 1
+        first = math.floor(math.log(100) / abs(math.log(radius))) + 1
+        assert flow.gains.since == first
+        left = "less than a hundredth of what enters is left" if radius < 1 else "what enters is over a hundredfold"
+        told = f"{word}: from lag {first} on {left} (×{radius:.2g} a step in the end)"
+    assert flow.verdict == told
     assert word in repr(flow)
 
 
@@ -166,7 +176,8 @@ def test_a_loss_that_no_later_step_has_shows_no_lag():
     first[0] = 1.0
     flow = gradient_flow(made, x, lambda o: (o * first).sum())["l0"]
     assert flow.by_lag.isnan().tolist() == [False, *[True] * (T - 1)]
-    assert flow.verdict == "neither vanishing nor exploding up to lag 0 (no lag can be seen)"
+    assert flow.gains.kind == "unseen"
+    assert flow.verdict == "no lag can be seen: nothing comes from a later step"
 
 
 def test_saturation():
@@ -204,6 +215,150 @@ def test_layers_and_directions_are_those_that_the_module_records(module, batch_f
         torch.testing.assert_close(each.dh, norms, rtol=1e-12, atol=0)
 
 
+def shares_by_autograd(model: RNN, x: Tensor, weights: Tensor, lengths: list[int]) -> dict[str, Tensor]:
+    """‖The share of the loss at step s in dL/dh_t‖, by a plain loop over layers, directions and steps."""
+    W = dict(model.named_parameters())
+    states: dict[str, list[Tensor]] = {}
+    running = torch.arange(len(x)).unsqueeze(1) < torch.tensor(lengths)
+    below = list(x)
+    for layer in range(model.num_layers):
+        for suffix in ("", "_reverse")[: 1 + model.bidirectional]:
+            name = f"l{layer}{suffix}"
+            h = x.new_zeros(x.shape[1], model.hidden_size)
+            states[name] = [h] * len(x)
+            for t in reversed(range(len(x))) if suffix else range(len(x)):
+                a = below[t] @ W[f"weight_ih_{name}"].T + h @ W[f"weight_hh_{name}"].T
+                new = torch.tanh(a + W[f"bias_ih_{name}"] + W[f"bias_hh_{name}"])
+                h = torch.where(running[t].unsqueeze(1), new, h)  # the other direction starts at a sequence's end
+                states[name][t] = h
+        names = [f"l{layer}", f"l{layer}_reverse"][: 1 + model.bidirectional]
+        below = [torch.cat([states[name][t] for name in names], 1) for t in range(len(x))]
+    shares = {name: torch.zeros(len(x), len(x), dtype=x.dtype) for name in states}
+    for s in range(len(x)):
+        loss = (below[s] * weights[s])[running[s]].sum()
+        for name, all_steps in states.items():
+            found = torch.autograd.grad(loss, all_steps, retain_graph=True, allow_unused=True)
+            for t, each in enumerate(found):
+                if each is not None:
+                    shares[name][s, t] = each[running[t]].norm()
+    return shares
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("layers", "both"), [(1, False), (1, True), (3, False), (2, True)])
+def test_the_loss_of_each_step_is_followed_through_all_layers(layers: int, both: bool, packed: bool):
+    torch.manual_seed(0)
+    model = RNN(D, H, num_layers=layers, bidirectional=both, dtype=torch.float64)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_(2 if name.startswith("weight") else 1)
+    lengths = [T, 4, 6]
+    x, weights = normal(seeded(1), T, B, D), normal(seeded(2), T, B, (1 + both) * H)
+    mask = (torch.arange(T).unsqueeze(1) < torch.tensor(lengths)).unsqueeze(2)
+    weights = weights * mask
+
+    def loss(output: Any) -> Tensor:
+        return ((pad_packed_sequence(output)[0] if packed else output) * weights).sum()
+
+    given = {"x": pack_padded_sequence(x, lengths, enforce_sorted=False)} if packed else {"x": x, "lengths": lengths}
+    flow = gradient_flow(model, loss=loss, **given)
+    for name, expected in shares_by_autograd(model, x, weights, lengths).items():
+        found = flow[name].by_loss
+        assert found is not None
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+    if layers == 1 and not both:
+        assert flow["l0"].by_loss is flow["l0"].by_step
+        torch.testing.assert_close(flow.gains.values, flow["l0"].by_lag, rtol=1e-12, atol=0)
+
+
+def test_a_stack_is_judged_from_the_loss_and_not_layer_by_layer():
+    """Layer 0 forgets at once, layer 1 never: a loss reaches the input of every step."""
+    model = RNN(2, 2, num_layers=2, nonlinearity="identity", bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.zeros(2, 2) if name == "weight_hh_l0" else torch.eye(2))
+    flow = gradient_flow(model, normal(seeded(1), 30, B, 2), lambda output: output[-1].sum())
+    assert (flow["l0"].gains.kind, flow["l1"].gains.kind) == ("vanishing", "neither")
+    torch.testing.assert_close(flow.gains.values, torch.ones(30, dtype=torch.float64))
+    assert repr(flow).startswith(
+        "from the loss to the states of l0: neither vanishing nor exploding: at distance 29 1 of"
+    )
+    quick = gradient_flow(model, normal(seeded(1), 30, B, 2), lambda output: output[-1].sum(), by_loss=False)
+    assert quick["l0"].by_loss is None
+    assert repr(quick).startswith("l0: vanishing")
+    with pytest.raises(ValueError, match="expected a flow with losses followed one by one, got one without: by_loss"):
+        quick.verdict  # noqa: B018
+
+
+def test_a_verdict_tells_of_growth_before_the_decay():
+    made, _ = network("identity")
+    with torch.no_grad():
+        made.W.copy_(0.5 * torch.eye(H) + 3 * torch.diag(torch.ones(H - 1), 1))
+    flow = gradient_flow(made, normal(seeded(1), 80, B, D))["l0"]
+    peak = int(flow.by_lag.argmax())
+    assert flow.by_lag[peak] > 10
+    assert flow.verdict.endswith(
+        f"a step in the end, after {flow.by_lag[peak].item():.3g} times as much at lag {peak})"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_measured_in_float64_whatever_the_network_computes_in(dtype: torch.dtype):
+    made, x = network("identity")
+    made.W.data.copy_(orthogonal(0.5))
+    made, x = made.to(dtype), normal(seeded(1), 150, B, D).to(dtype)
+    flow = gradient_flow(made, x, lambda o: o[-1].float().sum())["l0"]
+    for value in (flow.dh, flow.by_step, flow.by_lag, flow.singular_values, flow.lyapunov):
+        assert value.dtype == torch.float64
+    assert 0 < flow.by_lag[149] < 1e-40  # float32 has no such number
+    assert (flow.by_lag >= flow.floors * (1 - 1e-9)).all()
+    assert (flow.by_lag <= flow.bounds * (1 + 1e-9)).all()
+
+
+def test_singular_values_that_rounding_hides_are_not_told():
+    moduli = torch.tensor([0.95, 0.7, 0.5, 0.3, 0.1], dtype=torch.float64)
+    made, _ = network("identity")
+    turn = orthogonal(1.0)
+    with torch.no_grad():
+        made.W.copy_(turn @ torch.diag(moduli) @ turn.T)
+    values = gradient_flow(made, normal(seeded(1), 41, B, D))["l0"].singular_values[:, 0]
+    for t in range(41):
+        exact = moduli ** (40 - t)
+        hidden = exact < H * 2.3e-16 * exact[0]
+        assert values[t].isnan().tolist()[0] is False
+        shown = ~values[t].isnan()
+        assert not (shown & (exact < 0.5 * H * 2.2e-16 * exact[0])).any()
+        clear = exact > 1e-8 * exact[0]
+        torch.testing.assert_close(values[t][clear], exact[clear], rtol=1e-6, atol=0)
+        assert (hidden | shown).all()
+
+
+def test_what_grows_beyond_all_numbers_is_told_by_name_and_step():
+    made, _ = network("relu")
+    with torch.no_grad():
+        made.W.copy_(3 * torch.eye(H))
+        made.U.abs_()
+    x = torch.ones(800, B, D, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"gradient_flow: expected finite states, got others in l0, at step 64\d for"):
+        gradient_flow(made, x, lambda o: o[0].sum())
+
+
+def test_a_loss_on_the_padding_is_pointed_out():
+    rnn, x = RNN(D, H), torch.randn(T, B, D)
+    with pytest.warns(UserWarning, match="the loss reads the output after a sequence's end, where it is 0"):
+        gradient_flow(rnn, x, lambda output: output[-1].sum(), lengths=[T, 3, 2])
+    gradient_flow(rnn, x, lengths=[T, 3, 2])  # half the squares of 0 have no gradient
+
+
+def test_without_rows_nothing_is_decomposed():
+    made, x = network()
+    flow = gradient_flow(made, x, rows=0)["l0"]
+    assert flow.singular_values.shape == (T, 0, H)
+    assert flow.lyapunov.isnan().all()
+    assert "Lyapunov" not in repr(flow)
+    assert "Lyapunov" in repr(gradient_flow(made, x)["l0"])
+
+
 def test_the_network_is_left_as_it_was():
     torch.manual_seed(0)
     model = RNN(D, H, dtype=torch.float64, truncation=chunked(2)).train()
@@ -236,6 +391,7 @@ def test_sequences_of_different_lengths_are_each_measured_alone(packed):
     model = RNN(D, H, num_layers=2, bidirectional=True, batch_first=True, dtype=torch.float64)
     lengths = [6, 2, 5] if packed else [4, 0, 6]
     x, weights = normal(seeded(1), 3, T, D), normal(seeded(2), 3, T, 2 * H)
+    weights *= (torch.arange(T) < torch.tensor(lengths).unsqueeze(1)).unsqueeze(2)
 
     def loss(output: Any) -> Tensor:
         dense = pad_packed_sequence(output, batch_first=True)[0] if packed else output
@@ -274,7 +430,7 @@ def test_sequences_of_different_lengths_are_each_measured_alone(packed):
 
 
 def test_lengths_that_leave_nothing_to_follow_are_refused():
-    with pytest.raises(ValueError, match="expected a sequence of at least 2 steps, got 1 as the largest of lengths"):
+    with pytest.raises(ValueError, match="expected a sequence of at least 2 steps, got 1 as the longest"):
         gradient_flow(RNN(D, H), torch.randn(T, 2, D), lengths=[1, 0])
     nested = torch.nested.nested_tensor([torch.randn(3, D), torch.randn(2, D)], layout=torch.jagged)
     with pytest.raises(ValueError, match="gradient_flow: expected x padded, with lengths, or packed, got a nested"):
@@ -296,7 +452,35 @@ def test_lengths_that_leave_nothing_to_follow_are_refused():
         ({"x": torch.zeros(1, B, D)}, ValueError, "expected at least 2 steps, got T = 1 in (1, 3, 4)"),
         ({"loss": torch.square}, ValueError, "expected loss to return a loss without dimensions, got (7, 3, 5)"),
         ({"loss": lambda output: 3.0}, ValueError, "expected loss to return a loss without dimensions, got float"),
-        ({"rows": 0}, ValueError, "expected rows of at least 1, got 0"),
+        ({"loss": lambda output: output.detach().sum()}, ValueError, "expected a loss that depends on the output"),
+        (
+            {"loss": lambda output: torch.zeros((), requires_grad=True)},
+            ValueError,
+            "expected a loss that depends on the",
+        ),
+        (
+            {"loss": lambda output: output.sum() * math.nan},
+            ValueError,
+            "expected a finite loss and gradient, got a loss",
+        ),
+        ({"loss": torch.zeros(T)}, TypeError, "expected loss to be a function of the output, got Tensor"),
+        ({"x": torch.full((T, B, D), math.inf)}, ValueError, "expected x to be finite, got NaN or infinite numbers"),
+        (
+            {"network": RNN(D, H, dtype=torch.complex64)},
+            TypeError,
+            "expected weight_ih_l0 to be real, got torch.complex",
+        ),
+        (
+            {"network": Derived(D, H)},
+            TypeError,
+            "expected a torch.nn.RNN itself, got Derived, which is derived from it",
+        ),
+        (
+            {"network": nn.Sequential(RNN(D, H))},
+            TypeError,
+            "expected network to be a manual_bptt.RNN, torch.nn.RNN or El",
+        ),
+        ({"rows": -1}, ValueError, "expected rows of at least 0, got -1"),
         ({"rows": 1.5}, TypeError, "expected rows to be an int, got float"),
     ],
 )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 RADII = (0.5, 0.9, 1.0, 1.1, 1.5)
 USUAL = {"hidden": 32, "steps": 60, "batch": 16}
-DECOMPOSED = 1e8  # about how many multiplications singular values may take: steps · rows · H³
+DECOMPOSED = 1e9  # about how many multiplications singular values may take: steps · rows · H³
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +36,10 @@ class Findings:
     Attributes:
         source: What was looked at.
         flow: Of the network as it is.
-        radii: By nonlinearity, then by spectral radius of W: the flow of the network so changed.
+        radii: By nonlinearity, then by spectral radius of W: the flow of the network so changed. Empty where a W has
+            the radius 0.
         truncations: By states held: how a truncated gradient compares with the full one, chunked, windowed, randomized.
+            Empty where the full one is 0.
     """
 
     source: Source
@@ -106,13 +108,13 @@ def add_parser(commands: Any) -> None:
         type=whole(2),
         default=100,
         metavar="N",
-        help="gradients drawn for each randomized truncation (default: 100)",
+        help="gradients drawn for each random truncation of several layers; of one its error is exact (default: 100)",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("flow"), metavar="FOLDER", help="where the figures go (default: flow)"
     )
     parser.add_argument("--no-figures", action="store_true", help="print alone")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
     parser.set_defaults(run=run)
 
 
@@ -129,10 +131,11 @@ def run(options: argparse.Namespace) -> int:
     figures = {} if options.no_figures else _figures(options.output)
     findings = find(_source(options), options.draws)
     print("\n".join(_told(findings)))
-    for path, draw in figures.items():
-        write_atomically(path, _png(draw(findings)))
-    if figures:
-        print(f"\nfigures: {', '.join(map(str, figures))}")
+    drawn_figures = {path: made for path, draw in figures.items() if (made := draw(findings)) is not None}
+    for path, made in drawn_figures.items():
+        write_atomically(path, _png(made))
+    if drawn_figures:
+        print(f"\nfigures: {', '.join(map(str, drawn_figures))}")
     if options.json is not None:
         write_atomically(options.json, json.dumps(as_data(findings), indent=2, allow_nan=False).encode())
     return 0
@@ -163,18 +166,20 @@ def find(source: Source, draws: int) -> Findings:
     """Measure everything."""
     network, x, loss = source.network, source.x, source.loss
     T, H = x.shape[0], network.hidden_size
-    rows = max(1, min(8, int(DECOMPOSED / (T * H**3))))
+    rows = min(8, int(DECOMPOSED / (T * H**3)))
     flow = gradient_flow(network, x, loss, rows=rows, lengths=source.lengths)
-    radii = {
-        nonlinearity: {
-            radius: gradient_flow(scaled(network, radius, nonlinearity), x, loss, rows=1, lengths=source.lengths)
-            for radius in RADII
-        }
-        for nonlinearity in dict.fromkeys((network.nonlinearity, "identity"))
-    }
+
+    def with_radius(radius: float, nonlinearity: str) -> GradientFlow:
+        changed = scaled(network, radius, nonlinearity)
+        return gradient_flow(changed, x, loss, rows=0, by_loss=False, lengths=source.lengths)
+
+    radii = {}
+    if all(layer.eigenvalues[0] != 0 for layer in flow):
+        for nonlinearity in dict.fromkeys((network.nonlinearity, "identity")):
+            radii[nonlinearity] = {radius: with_radius(radius, nonlinearity) for radius in RADII}
     truncations = {}
     held = 2
-    while held < T:
+    while held < T and any(layer.dh.any() and layer.slopes.any() for layer in flow):
         generator = torch.Generator().manual_seed(0)
         kinds = [chunked(held), windowed(held - 1), randomized(1 - 1 / held, generator)]
         truncations[held] = truncation_errors(network, x, kinds, loss, draws=draws, lengths=source.lengths)
@@ -186,30 +191,34 @@ def _told(findings: Findings) -> Iterator[str]:
     """What is printed, line by line."""
     yield from findings.source.told
     yield f"\n{findings.flow}"
+    several = len(findings.flow.layers) > 1
     for nonlinearity, by_radius in findings.radii.items():
-        yield f"\nThe same with f = {nonlinearity} and W scaled to another spectral radius:"
+        which = ("every W", "; of these l0") if several else ("W", "")
+        yield f"\nThe same with f = {nonlinearity} and {which[0]} scaled to another spectral radius{which[1]}:"
         yield "  max|λ|  σ_max  a step   lag 10   verdict"
-        for radius, flow in by_radius.items():
-            layer = next(iter(flow))
+        as_it_is = {"as is": findings.flow} if nonlinearity == findings.source.network.nonlinearity else {}
+        for radius, flow in (as_it_is | {f"{radius:g}": flow for radius, flow in by_radius.items()}).items():
+            layer = flow["l0"]
+            gain = layer.gains
             tenth = f"{layer.by_lag[10].item():.0e}" if len(layer.by_lag) > 10 else ""
-            yield (
-                f"  {radius:6.3g}  {layer.sigma_max:5.3g}  {f'×{layer.rate:.2f}':<7}  {tenth:<7}  {_in_short(layer)}"
-            )
+            short = gain.kind if gain.since is None else f"{gain.kind} from lag {gain.since}"
+            yield f"  {radius:>6}  {layer.sigma_max:5.3g}  {f'×{gain.rate:.2f}':<7}  {tenth:<7}  {short}"
+    if not findings.radii:
+        yield "\nA W with the spectral radius 0 cannot be scaled to another one."
     if findings.truncations:
-        T = findings.source.x.shape[0]
-        yield f"\nTruncated gradients of the recurrence beside the full one, T = {T}: ‖difference‖ / ‖full gradient‖"
-        yield "  k states held:  chunked(k)  windowed(k-1)  randomized(1-1/k)"
+        yield "\nTruncated gradients of the recurrence beside the full one g: root mean square of ‖difference‖ / ‖g‖"
+        yield "  k states held   chunked(k)   windowed(k-1)   randomized(1-1/k)"
         for held, (chunks, window, random) in findings.truncations.items():
-            yield f"  {held:13}   {chunks.error:10.3f}  {window.error:13.3f}  {random.deviation:17.3f}"
-        yield "  Of chunks and windows it is all bias; of random steps all scatter: their mean is the full gradient."
-        yield "  Products with W a step: 1 - 1/k, k - 1 and on average 1 - 1/k; the full gradient takes 1."
+            error = f"{random.error:.3g}" if random.is_seen else f"over {random.error:.3g}"
+            yield f"  {held:13}   {chunks.error:10.3f}   {window.error:13.3f}   {error:>17}"
+        yield "  Chunks and windows err in the same way each time (bias); random steps scatter about the right."
+        yield "  Time: full, chunks and random steps take at most one product with W a step, a window takes k - 1."
+    unseen = [each[2].draws for each in findings.truncations.values() if not each[2].is_seen]
+    if unseen:
+        yield f"  over: {unseen[0]} draws have missed the rare ones that count most; it is more than that."
 
 
-def _in_short(layer: LayerFlow) -> str:
-    return "neither" if layer.since is None else f"{layer.kind} from lag {layer.since}"
-
-
-def _figures(folder: Path) -> dict[Path, Callable[[Findings], "Figure"]]:
+def _figures(folder: Path) -> dict[Path, Callable[[Findings], "Figure | None"]]:
     """The figures by the file each goes to, all in a folder that is there and can be written to."""
     try:
         from manual_bptt.cli import flow_figures, flow_pictures
@@ -219,7 +228,7 @@ def _figures(folder: Path) -> dict[Path, Callable[[Findings], "Figure"]]:
             "--no-figures goes without"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Callable[[Findings], Figure]] = {
+    figures: dict[str, Callable[[Findings], Figure | None]] = {
         "flow": flow_figures.flow,
         "losses_and_states": flow_figures.losses_and_states,
         "eigenvalues": flow_figures.eigenvalues,
@@ -249,9 +258,12 @@ def as_data(findings: Findings) -> dict[str, Any]:
     """All numbers as plain data; what is no number is None."""
     return {
         "told": list(findings.source.told),
+        "from_loss_to_l0": {"by_distance": _plain(findings.flow.gains.values.tolist()), **_verdict_data(findings.flow)},
         "layers": {layer.name: _layer_data(layer) for layer in findings.flow},
         "radii": {
-            nonlinearity: {f"{radius:g}": _layer_data(next(iter(flow))) for radius, flow in by_radius.items()}
+            nonlinearity: {
+                f"{radius:g}": {layer.name: _layer_data(layer) for layer in flow} for radius, flow in by_radius.items()
+            }
             for nonlinearity, by_radius in findings.radii.items()
         },
         "truncations": [
@@ -259,10 +271,10 @@ def as_data(findings: Findings) -> dict[str, Any]:
                 "states_held": held,
                 "truncation": str(each.truncation),
                 "bias": each.bias,
-                "bias_error": each.bias_error,
                 "deviation": each.deviation,
                 "error": each.error,
-                "cosine": each.cosine,
+                "draws": each.draws,
+                "is_seen": each.is_seen,
             }
             for held, compared in findings.truncations.items()
             for each in compared
@@ -271,18 +283,32 @@ def as_data(findings: Findings) -> dict[str, Any]:
 
 
 def _layer_data(layer: LayerFlow) -> dict[str, Any]:
-    arrays = ("dh", "outside", "by_step", "by_lag", "bounds", "floors", "lyapunov", "slopes", "saturated")
+    arrays = (
+        "dh",
+        "outside",
+        "by_step",
+        "by_loss",
+        "by_lag",
+        "bounds",
+        "floors",
+        "singular_values",
+        "lyapunov",
+        "slopes",
+        "saturated",
+    )
     return {
         "nonlinearity": layer.nonlinearity,
-        "kind": layer.kind,
-        "since": layer.since,
-        "verdict": layer.verdict,
-        "rate": _plain(layer.rate),
+        **_verdict_data(layer),
         "sigma_max": layer.sigma_max,
         "gamma": layer.gamma,
         "eigenvalues": [[value.real, value.imag] for value in layer.eigenvalues.tolist()],
-        **{name: _plain(getattr(layer, name).tolist()) for name in arrays},
+        **{name: None if getattr(layer, name) is None else _plain(getattr(layer, name).tolist()) for name in arrays},
     }
+
+
+def _verdict_data(flow: GradientFlow | LayerFlow) -> dict[str, Any]:
+    gains = flow.gains
+    return {"kind": gains.kind, "since": gains.since, "rate": _plain(gains.rate), "verdict": flow.verdict}
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,14 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle
 from torch import Tensor
 
 from manual_bptt.cli.figures import COLOURS, DASHES, FAINT, MARKERS, WIDTH, figure
 
 if TYPE_CHECKING:
     from manual_bptt.cli.flow import Findings
-    from manual_bptt.gradient_flow import LayerFlow
 
 LOWEST = 1e-12  # gains below are not drawn
 
@@ -25,54 +22,60 @@ LOWEST = 1e-12  # gains below are not drawn
 def flow(findings: "Findings") -> Figure:
     """What enters and what arrives at each step, gains beside their bounds, Jacobians, saturation."""
     layers = list(findings.flow)
-    drawn = figure(6.4, "How gradients flow back through this network")
+    rows = math.ceil(len(layers) / 6)
+    drawn = figure(6.2 + 0.3 * rows, "How gradients flow back through this network")
     (arriving, gains), (jacobians, slopes) = drawn.subplots(2, 2)
-    for layer, colour, marker in zip(layers, cycle(COLOURS), cycle(MARKERS)):
+    for index, layer in enumerate(layers):
+        colour, marker = _style(index)
         style: dict[str, Any] = {"color": colour, "marker": marker, "markevery": max(1, len(layer.dh) // 8), "ms": 4}
         steps = range(1, len(layer.dh) + 1)
-        arriving.plot(steps, _shown(layer.dh), label=f"{layer.name}: ‖dL/dh_t‖", **style)
+        arriving.plot(steps, _shown(layer.dh), **style)
         arriving.plot(steps, _shown(layer.outside), color=colour, linestyle=":")
-        gains.plot(_shown(layer.by_lag), label=f"{layer.name}", **style)
+        gains.plot(_shown(layer.by_lag), label=layer.name, **style)
         gains.plot(_shown(layer.bounds), color=colour, linestyle="--", linewidth=1)
         gains.plot(_shown(layer.floors), color=colour, linestyle="--", linewidth=1)
-        values = layer.singular_values[:, 0].flip(0)
-        values = values[values[:, 0].isfinite()]
-        jacobians.plot(_shown(values[:, 0]), **style)
-        jacobians.plot(_shown(values[:, values.shape[1] // 2]), color=colour, linestyle="--", linewidth=1)
+        if layer.singular_values.shape[1] > 0:
+            values = layer.singular_values[:, 0].flip(0)
+            values = values[values[:, 0].isfinite()]
+            jacobians.plot(_shown(values[:, 0]), **style)
+            jacobians.plot(_shown(values[:, values.shape[1] // 2]), color=colour, linestyle="--", linewidth=1)
         slopes.plot(steps, layer.slopes.tolist(), **style)
         slopes.plot(steps, layer.saturated.tolist(), color=colour, linestyle="--", linewidth=1)
-    _label(arriving, "step t", "norm", "Arriving at step t (dotted: entering there)")
-    _label(gains, "lag: steps from the loss to the state", "gain", "Gain by lag (dashed: its two bounds)")
+    order = "step t of a direction" if any(layer.name.endswith("reverse") for layer in layers) else "step t"
+    _label(arriving, order, "‖dL/dh_t‖", "Arriving at step t (dotted: entering there)")
+    _label(gains, "lag", "gain", "What is left after a lag (dashed: bounds)")
     _label(jacobians, "steps back from the last", "singular value", "∂h_T/∂h_t: largest (dashed: median)")
-    _label(slopes, "step t", "slope, share", "Mean slope f′ (dashed: share saturated)")
+    _label(slopes, order, "slope, share", "Mean slope f′ (dashed: share saturated)")
     _log(arriving)
-    _log(gains, LOWEST)
+    _log(gains, LOWEST, 1 / LOWEST)
     _log(jacobians, LOWEST)
     slopes.set_ylim(-0.03, 1.05 * max(1.0, *(layer.gamma for layer in layers)))
     if len(layers) > 1:
-        drawn.legend(
-            *gains.get_legend_handles_labels(), loc="outside lower center", ncols=min(8, len(layers)), frameon=False
-        )
+        drawn.legend(*gains.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     return drawn
 
 
 def losses_and_states(findings: "Findings") -> Figure:
-    """The heat map: what the loss of each step contributes to dL/dh_t of each step, over what enters at its own."""
+    """The heat map: the share of each step's loss in dL/dh_t of each step, over its share at its own step."""
     layers = list(findings.flow)
-    columns = min(2, len(layers))
+    columns = min(len(layers), 2 if len(layers) <= 4 else 4)
     rows = math.ceil(len(layers) / columns)
-    size = (5.2, 6.4) if columns == 1 else (0.6 + 3.5 * rows, WIDTH)
-    drawn = figure(size[0], "What each loss contributes to each state", size[1])
+    width = 6.4 if columns == 1 else WIDTH
+    drawn = figure(
+        1.0 + rows * (4.2 if columns == 1 else 0.86 * WIDTH / columns),
+        "What each loss contributes to each state",
+        width,
+    )
     panels = drawn.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
     shares = []
     for layer in layers:
-        share = layer.by_step / layer.outside.unsqueeze(1)
+        assert layer.by_loss is not None  # it is asked for where figures are drawn
+        share = layer.by_loss / layer.by_loss.diagonal().unsqueeze(1)
         shares.append(share.where(share.isfinite() & (share > 0), share.new_tensor(math.nan)))
     seen = [value for share in shares for value in share[share.isfinite()].tolist()]
     norm = LogNorm(max(min(seen, default=LOWEST), LOWEST), max(1.0, *seen, LOWEST))
     for panel, layer, share in zip(panels, layers, shares, strict=False):
-        T = len(layer.dh)
-        edges = [0.5 + step for step in range(T + 1)]
+        edges = [0.5 + step for step in range(len(layer.dh) + 1)]
         panel.pcolormesh(edges, edges, share.numpy(), cmap="cividis", norm=norm, rasterized=True)
         panel.set_aspect("equal")
         if len(layers) > 1:
@@ -82,23 +85,27 @@ def losses_and_states(findings: "Findings") -> Figure:
     drawn.supxlabel("state at step t", fontsize=10)
     drawn.supylabel("loss at step s", fontsize=10)
     bar = drawn.colorbar(ScalarMappable(norm, "cividis"), ax=list(panels), shrink=0.9)
-    bar.set_label("‖share of loss s in dL/dh_t‖ / ‖what enters at s‖", fontsize=10)
+    bar.set_label("‖share of loss s in dL/dh_t‖ / ‖its share in dL/dh_s‖", fontsize=10)
     return drawn
 
 
 def eigenvalues(findings: "Findings") -> Figure:
     """The eigenvalues of W of each layer and direction on the unit circle."""
     layers = list(findings.flow)
-    drawn = figure(5.6, "Eigenvalues of W, unit circle, σ_max (dashed)", width=6.4)
+    columns = 1 if len(layers) <= 4 else 2
+    height, width = 5.3 + 0.22 * math.ceil(len(layers) / columns), 6.4 if columns == 1 else WIDTH
+    drawn = figure(height, "Eigenvalues of W, unit circle, σ_max (dashed)", width)
     panel = drawn.subplots()
-    panel.add_patch(Circle((0, 0), 1, fill=False, edgecolor="black", linewidth=1.2, label="|λ| = 1"))
-    for layer, colour, marker in zip(layers, cycle(COLOURS), cycle(MARKERS)):
+    turn = [2 * math.pi * each / 240 for each in range(241)]
+    for index, layer in enumerate(layers):
+        colour, marker = _style(index)
         values = layer.eigenvalues.tolist()
         label = f"{layer.name}: max|λ| = {abs(values[0]):.3g}, σ_max = {layer.sigma_max:.3g}"
-        panel.plot(
-            [value.real for value in values], [value.imag for value in values], marker, color=colour, ms=5, label=label
-        )
-        panel.add_patch(Circle((0, 0), layer.sigma_max, fill=False, edgecolor=colour, linestyle="--", linewidth=1))
+        real, imaginary = ([getattr(value, part) for value in values] for part in ("real", "imag"))
+        panel.plot(real, imaginary, marker, color=colour, ms=5, label=label)
+        circle = ([layer.sigma_max * f(each) for each in turn] for f in (math.cos, math.sin))
+        panel.plot(*circle, color=colour, linestyle="--", linewidth=1)
+    panel.plot(list(map(math.cos, turn)), list(map(math.sin, turn)), color="black", linewidth=1.2, label="|λ| = 1")
     reach = 1.08 * max(1.0, *(layer.sigma_max for layer in layers))
     panel.set_xlim(-reach, reach)
     panel.set_ylim(-reach, reach)
@@ -107,52 +114,59 @@ def eigenvalues(findings: "Findings") -> Figure:
     panel.set_axisbelow(True)
     panel.set_xlabel("real part", fontsize=10)
     panel.set_ylabel("imaginary part", fontsize=10)
-    drawn.legend(*panel.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=10)
-    return drawn
-
-
-def radii(findings: "Findings") -> Figure:
-    """Gain against lag for several spectral radii of W, a panel per nonlinearity."""
-    drawn = figure(4.2, "Gradient norm against lag, W scaled to spectral radius ρ")
-    panels = drawn.subplots(1, len(findings.radii), sharey=True, squeeze=False)[0]
-    for panel, (nonlinearity, by_radius) in zip(panels, findings.radii.items(), strict=True):
-        for (radius, measured), colour, dash in zip(by_radius.items(), cycle(COLOURS), cycle(DASHES)):
-            layer: LayerFlow = next(iter(measured))
-            panel.plot(_shown(layer.by_lag), color=colour, linestyle=dash, linewidth=1.8, label=f"ρ = {radius:g}")
-        _label(panel, "lag: steps from the loss to the state", "", f"f = {nonlinearity}")
-    _log(panels, LOWEST)
-    panels[0].set_ylabel("gain", fontsize=10)
     drawn.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(by_radius), frameon=False
+        *panel.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=9, ncols=columns
     )
     return drawn
 
 
-def truncations(findings: "Findings") -> Figure:
+def radii(findings: "Findings") -> Figure | None:
+    """Gain against lag for several spectral radii of W, a panel per nonlinearity."""
+    if not findings.radii:
+        return None
+    where = " (of l0)" if len(findings.flow.layers) > 1 else ""
+    drawn = figure(4.2, f"What is left of a gradient after a lag, W scaled to spectral radius ρ{where}")
+    panels = drawn.subplots(1, len(findings.radii), sharey=True, squeeze=False)[0]
+    for panel, (nonlinearity, by_radius) in zip(panels, findings.radii.items(), strict=True):
+        for index, (radius, measured) in enumerate(by_radius.items()):
+            style: dict[str, Any] = {"color": COLOURS[index], "linestyle": DASHES[index], "linewidth": 1.8}
+            panel.plot(_shown(measured["l0"].by_lag), label=f"ρ = {radius:g}", **style)
+        _label(panel, "lag: steps back through time", "", f"f = {nonlinearity}")
+    _log(panels, LOWEST)
+    panels[0].set_ylabel("gain", fontsize=10)
+    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    return drawn
+
+
+def truncations(findings: "Findings") -> Figure | None:
     """Bias, deviation and error of truncated gradients against the states that are held."""
+    held = list(findings.truncations)
+    if len(held) < 2:
+        return None
     drawn = figure(4.2, "Truncated gradients against the full one, at equal numbers of states held")
     panels = drawn.subplots(1, 3, sharey=True)
-    held = list(findings.truncations)
     for index, name in enumerate(("chunked", "windowed", "randomized")):
         mine = [findings.truncations[states][index] for states in held]
         style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "label": name}
-        if name != "randomized":
-            panels[0].plot(held, [each.bias for each in mine], **style)
-            panels[2].plot(held, [each.error for each in mine], **style)
-        else:
-            panels[1].plot(held, [each.deviation for each in mine], **style)
-            panels[2].plot(held, [each.deviation for each in mine], **style)
-    for panel, title in zip(
-        panels, ("Bias (randomized: 0)", "Deviation (others: 0)", "Error: both together"), strict=True
-    ):
+        panels[0].plot(held, [each.bias or math.nan for each in mine], **style)
+        panels[1].plot(held, [each.deviation or math.nan for each in mine], **style)
+        panels[2].plot(held, [each.error for each in mine], **style)
+        missed = [(states, each.error) for states, each in zip(held, mine, strict=True) if not each.is_seen]
+        for states, error in missed:
+            panels[2].annotate("more", (states, error), (0, 8), textcoords="offset points", ha="center", fontsize=8)
+    for panel, title in zip(panels, ("Bias", "Deviation", "Error: both together"), strict=True):
         _label(panel, "states held", "", title)
-        if held:
-            panel.set_xscale("log", base=2)
-            panel.set_xticks(held, [str(states) for states in held])
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(held, [str(states) for states in held])
     _log(panels, LOWEST)
     panels[0].set_ylabel("part of ‖full gradient‖", fontsize=10)
     drawn.legend(*panels[2].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return drawn
+
+
+def _style(index: int) -> tuple[str, str]:
+    """A colour and a marker that no other of 25 layers has together."""
+    return COLOURS[index % 5], MARKERS[(index + index // 5) % 5]
 
 
 def _shown(values: Tensor) -> list[float]:
@@ -168,15 +182,15 @@ def _label(panel: Axes, x: str, y: str, title: str) -> None:
     panel.set_axisbelow(True)
 
 
-def _log(panels: Axes | Sequence[Axes], floor: float = 0.0) -> None:
-    """Scale the y axes over what is drawn, from a floor on: logarithmically where it ranges over more than tenfold."""
+def _log(panels: Axes | Sequence[Axes], floor: float = 0.0, ceiling: float = math.inf) -> None:
+    """Scale the y axes over what is drawn between a floor and a ceiling, logarithmically if it varies over tenfold."""
     panels = [panels] if isinstance(panels, Axes) else panels
     lines = [line for panel in panels for line in panel.get_lines()]
     drawn: list[float] = [y for line in lines for y in np.asarray(line.get_ydata()).tolist()]
     seen = [y for y in drawn if math.isfinite(y)]
-    if not seen:
+    if not any(seen):
         return
-    low, high = max(min(seen), floor), max(seen)
+    low, high = max(min(seen), floor), min(max(seen), ceiling)
     for panel in panels:
         if high > 10 * low:
             panel.set_yscale("log")

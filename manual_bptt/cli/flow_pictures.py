@@ -40,7 +40,7 @@ def nonlinearities(findings: "Findings") -> Figure:
 
 def strategies(findings: "Findings") -> Figure:
     """Which losses reach which states: all before them, those within borders, within a window, up to random steps."""
-    drawn = figure(3.2, "Which losses reach which states, and by how much they count")
+    drawn = figure(3.2, "Which losses reach which states: pale once, dark more than once")
     within = torch.ones(STEPS, STEPS).tril()
     t, s = torch.arange(STEPS).unsqueeze(0), torch.arange(STEPS).unsqueeze(1)
     weights = within.clone()  # ∏ ξ_i, i = t + 1 … s
@@ -59,7 +59,7 @@ def strategies(findings: "Findings") -> Figure:
         panel.pcolormesh(edges, edges, weight.numpy(), cmap=SHADES, vmin=0, vmax=4, edgecolors="0.75", linewidth=0.5)
         for loss, state in weight.gt(1).nonzero().tolist():
             text = f"{weight[loss, state].item():.2g}"
-            panel.text(state + 1, loss + 1, text, ha="center", va="center", fontsize=6.5, color="white")
+            panel.text(state + 1, loss + 1, text, ha="center", va="center", fontsize=8, color="white")
         panel.set_title(name, fontsize=10)
         panel.set_aspect("equal")
         panel.set_xticks(range(1, STEPS + 1, 2))

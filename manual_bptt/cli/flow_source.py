@@ -148,7 +148,8 @@ def _sequences(file: Path, batch_first: bool, network: RNN | ElmanNetwork) -> tu
     if not tokens:
         order = "(B, T, D)" if batch_first else "(T, B, D)"
         if x.dim() != 3 or x.shape[2] != network.input_size:
-            raise ValueError(f"expected {order} with D = {network.input_size} in {file}, got {tuple(x.shape)}")
+            hint = ": tokens have to be embedded, as the network gets them" if not x.is_floating_point() else ""
+            raise ValueError(f"expected {order} with D = {network.input_size} in {file}, got {tuple(x.shape)}{hint}")
         x = x.double()
         if not x.isfinite().all():
             raise ValueError(f"expected finite numbers in {file}, got NaN or infinite ones")
@@ -161,7 +162,9 @@ def _sequences(file: Path, batch_first: bool, network: RNN | ElmanNetwork) -> tu
     if isinstance(network, ElmanNetwork):
         raise ValueError(f"expected no lengths in {file} beside an ElmanNetwork, got some")
     if lengths.shape != (B,) or not ((lengths >= 0) & (lengths <= T)).all():
-        raise ValueError(f"expected lengths of shape ({B},) from 0 to T = {T} in {file}, got {lengths.tolist()}")
+        found = f"shape {tuple(lengths.shape)}, from {lengths.min()} to {lengths.max()}" if lengths.numel() else "none"
+        hint = "" if batch_first else "; is x (B, T, D)? then --batch-first"
+        raise ValueError(f"expected lengths of shape ({B},), from 0 to T = {T}, in {file}, got {found}{hint}")
     lengths, order_of_rows = lengths.sort(descending=True)
     return x[:, order_of_rows], lengths
 
@@ -187,7 +190,7 @@ def scaled(network: Any, radius: float, nonlinearity: str | None = None) -> Any:
 
 
 def _at(at: str) -> str:
-    return "at every step" if at == EVERY else "at the last step"
+    return "at every step" if at == EVERY else "at the last step of each sequence"
 
 
 def _text(file: Path) -> str:

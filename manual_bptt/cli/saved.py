@@ -1,6 +1,8 @@
 """Reads a network, or sequences, from a file: parameters and arrays. Nothing in a file is executed."""
 
+import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ def read_network(file: Path, part: str | None, nonlinearity: str) -> tuple[RNN |
         ValueError: The file holds something else, or several networks and part is None.
         OSError: It cannot be read.
     """
-    state = _load(file)
+    state = _load(file, "parameters, such as model.state_dict()")
     if isinstance(state, Mapping):
         state = next((state[name] for name in INSIDE if isinstance(state.get(name), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -46,7 +48,7 @@ def read_network(file: Path, part: str | None, nonlinearity: str) -> tuple[RNN |
         if own in OF_MODULE:  # of an RNNCell
             own += "_l0"
         if own in OF_NETWORK or own.partition("_l")[0] in OF_MODULE:
-            found.setdefault(prefix, {})[own] = value.double()
+            found.setdefault(prefix, {})[own] = _numbers(file, str(name), value).double()
     found = {prefix: own for prefix, own in found.items() if {"U", "W", "V"} <= set(own) or "weight_hh_l0" in own}
     names = ", ".join(repr(prefix) for prefix in found)
     if not found:
@@ -96,12 +98,12 @@ def read_sequences(file: Path) -> tuple[Tensor, Tensor | None]:
         OSError: It cannot be read.
     """
     if file.suffix == ".pt":
-        held = _load(file)
+        held = _load(file, "a tensor, or x and lengths")
     elif file.suffix in (".npy", ".npz"):
         try:
             held = np.load(file, allow_pickle=False)
             held = held if isinstance(held, np.ndarray) else dict(held)
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"expected {file} to be what numpy.save or savez wrote, got: {error}") from error
     else:
         raise ValueError(f"expected --input beside a MODEL to be FILE.npy, FILE.npz or FILE.pt, got {file}")
@@ -119,7 +121,7 @@ def read_sequences(file: Path) -> tuple[Tensor, Tensor | None]:
 
 
 def _numbers(file: Path, name: str, value: Any) -> Tensor:
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list) and all(isinstance(each, int) for each in value):
         value = np.array(value)
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fiu":
@@ -127,7 +129,9 @@ def _numbers(file: Path, name: str, value: Any) -> Tensor:
         return torch.from_numpy(value.astype(np.float64 if value.dtype.kind == "f" else np.int64))
     if not isinstance(value, Tensor):
         raise ValueError(f"expected {name} in {file} to be an array, got {_kind(value)}")
-    if value.is_complex() or value.dtype == torch.bool or value.layout != torch.strided:
+    if value.is_nested or value.is_meta or value.layout != torch.strided:
+        raise ValueError(f"expected {name} in {file} to be a plain tensor, got a nested, sparse or meta one")
+    if value.is_complex() or value.dtype == torch.bool:
         raise ValueError(f"expected {name} in {file} to be real numbers, got {_described(value)}")
     return value.double() if value.is_floating_point() else value.long()
 
@@ -136,16 +140,15 @@ def _described(value: Tensor) -> str:
     return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
 
 
-def _load(file: Path) -> Any:
+def _load(file: Path, what: str) -> Any:
     """What torch.save wrote; nothing in the file is executed."""
     with open(file, "rb") as handle:
         try:
             return torch.load(handle, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for what is no such file
-            reason = str(error).partition("\n")[0]
-            raise ValueError(
-                f"expected {file} to be what torch.save wrote of tensors, such as model.state_dict(), got: {reason}"
-            ) from error
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            got = f"an object of {found[1]}, which is not loaded" if found else "something else"
+            raise ValueError(f"expected {file} to be what torch.save wrote of {what}, got {got}") from error
 
 
 def _kind(value: Any) -> str:
