@@ -65,7 +65,7 @@ class Gains:
             return f"no {distance} can be seen: nothing comes from a later step"
         peak = int(self.values.nan_to_num(0.0).argmax())
         grown = f", after {self.values[peak].item():.3g} times as much at {distance} {peak}" if peak else ""
-        rate = f"×{self.rate:.2g} a step in the end"
+        rate = f"×{self.rate:.2g} a step in the end" if math.isfinite(self.rate) else "nothing in the end"
         if self.kind == "neither":
             left = self.values[self.farthest].item()
             return (

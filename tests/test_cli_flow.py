@@ -233,7 +233,7 @@ def test_what_cannot_be_compared_is_left_out_and_the_rest_is_told(tmp_path, caps
     torch.save({**state, "bias_hh_l0": torch.full((3,), -1e6)}, tmp_path / "dead.pt")
     for name, nonlinearity, told in (
         ("nothing.pt", "tanh", "\nA W with the spectral radius 0 cannot be scaled to another one."),
-        ("dead.pt", "relu", "\nl0: vanishing"),
+        ("dead.pt", "relu", "\nl0: no lag can be seen: nothing comes from a later step"),
     ):
         file = tmp_path / name
         out = tmp_path / f"{name}-figures"

@@ -70,6 +70,13 @@ def test_a_single_tensor_and_an_iterator_and_nothing():
     assert torch.equal(gradients(zero), torch.zeros(5, dtype=torch.float64))
 
 
+def test_without_a_bound_even_infinite_gradients_stay_as_they_are():
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.tensor([math.inf, 1.0, -2.0])
+    assert clip_gradient_norm(parameter, math.inf) == math.inf
+    assert parameter.grad.tolist() == [math.inf, 1.0, -2.0]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_norm_that_is_not_finite_is_raised_or_scaled_as_torch_does(bad):
     made = parameters()

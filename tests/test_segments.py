@@ -4,6 +4,7 @@ Would catch: a step given twice or not at all; outputs that are not those of the
 back too far or not far enough; a state carried on from the wrong step; what is not run lazily, or holds earlier graphs.
 """
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from manual_bptt import RNN, tbptt
+from manual_bptt import RNN, ElmanNetwork, tbptt, windowed
 
 T, B, D, H = 11, 2, 3, 4
 PIECES = [(1, 1), (1, 3), (2, 2), (2, 3), (3, 5), (3, 6), (4, 11), (5, 20), (11, 11), (20, 20)]
@@ -89,6 +90,65 @@ def test_layouts():
     torch.testing.assert_close(torch.cat(outputs), model(x[:, 0])[0], rtol=1e-12, atol=1e-12)
 
 
+def test_one_step_at_a_time_is_a_window():
+    model, x = setting()
+    weights = torch.randn(T, B, H, dtype=torch.float64)
+    for segment in tbptt(model, x, k1=1, k2=5):
+        (segment.output * weights[segment.start : segment.stop]).sum().backward()
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    model.truncation = windowed(4)
+    (model(x)[0] * weights).sum().backward()
+    for one, parameter in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(one, parameter.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_an_elman_network_carries_its_last_state_on(tokens):
+    torch.manual_seed(0)
+    network = ElmanNetwork(D, H, 2, dtype=torch.float64)
+    x = torch.randint(D, (T, B)) if tokens else torch.randn(T, B, D, dtype=torch.float64)
+    pieces = list(tbptt(network, x, k1=4, k2=6))
+    o, h = network(x)
+    torch.testing.assert_close(torch.cat([piece.output for piece in pieces]), o, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(pieces[-1].hx, h[-1], rtol=1e-12, atol=1e-12)
+
+
+def test_two_directions_are_refused():
+    with pytest.raises(ValueError, match="tbptt: expected a module of one direction, got a bidirectional one"):
+        tbptt(RNN(D, H, bidirectional=True), torch.zeros(T, B, D), k1=2, k2=2)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_an_embedding_is_trained_as_part_of_the_function(batch_first):
+    torch.manual_seed(0)
+    embedding, rnn = nn.Embedding(7, D), RNN(D, H, batch_first=batch_first)
+    tokens = torch.randint(7, (B, T) if batch_first else (T, B))
+    seen = []
+    for piece in tbptt(lambda x, hx: rnn(embedding(x), hx), tokens, k1=4, k2=6, batch_first=batch_first):
+        piece.output.sum().backward()
+        seen.append(piece.output.shape[1 if batch_first else 0])
+    assert seen == [4, 4, 3]
+    assert (embedding.weight.grad[tokens.unique()] != 0).all()
+
+
+def test_a_piece_is_held_by_nobody_else():
+    model, x = setting()
+    held: list[weakref.ref[Any]] = []
+    alive = []
+
+    def run(x: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+        alive.append(sum(reference() is not None for reference in held))
+        output, state = model(x, hx)
+        held.append(weakref.ref(output))
+        return output, state
+
+    for piece in tbptt(run, x[:9], k1=3, k2=3):
+        piece.output.sum().backward()
+        del piece
+    assert alive == [0, 0, 0]
+
+
 def test_a_state_to_begin_with():
     model, x = setting()
     hx = torch.randn(1, B, H, dtype=torch.float64, requires_grad=True)
@@ -115,7 +175,11 @@ def test_nothing_is_run_before_it_is_asked_for():
         ({"k1": 1.5}, TypeError, "tbptt: expected k1 to be an int, got float"),
         ({"k2": True}, TypeError, "tbptt: expected k2 to be an int, got bool"),
         ({"x": [1.0]}, TypeError, "tbptt: expected x to be a torch.Tensor, got list"),
-        ({"x": torch.zeros(3)}, ValueError, "tbptt: expected x of shape (T, B, D), (B, T, D) or (T, D), got (3,)"),
+        (
+            {"x": torch.zeros(3, 1, 1, 1)},
+            ValueError,
+            "tbptt: expected x of shape (T, B, D), (B, T, D), (T, D) or tokens, got (3, 1, 1, 1)",
+        ),
         ({"x": torch.zeros(0, 2, 3)}, ValueError, "tbptt: expected x of at least one step, got T = 0 in (0, 2, 3)"),
     ],
 )

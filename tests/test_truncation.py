@@ -504,6 +504,28 @@ def test_per_sample_gradients(name):
         assert_close("dW", each_[row], truth, EXACT)
 
 
+@pytest.mark.parametrize("randomness", ["error", "different", "same"])
+def test_one_draw_serves_all_that_vmap_maps_over(randomness):
+    torch.manual_seed(0)
+    module = RNN(SIZES.D, SIZES.H, dtype=torch.float64)
+    x = normal(seeded(1), T, B, SIZES.D)
+    parameters = dict(module.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(module, parameters, (x.unsqueeze(1),))[0].square().sum()
+
+    for generator in (seeded(7), None):
+        torch.manual_seed(5)
+        module.truncation = randomized(0.5, generator)
+        each_ = vmap(grad(loss), in_dims=(None, 1), randomness=randomness)(parameters, x)
+        torch.manual_seed(5)
+        module.truncation = randomized(0.5, None if generator is None else seeded(7))
+        module.zero_grad()
+        module(x)[0].square().sum().backward()
+        for name, parameter in module.named_parameters():
+            assert_close(name, each_[name].sum(0), parameter.grad, EXACT)
+
+
 @pytest.mark.parametrize("layout", ["batched", "packed", "lengths"])
 @pytest.mark.parametrize("name", ["chunked-2", "windowed-2"])
 def test_compiled(name, layout):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import truncations
+from benchmarks import tasks, truncations
 from manual_bptt import chunked, full
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "through_time.md").read_text(encoding="utf-8")
@@ -20,8 +20,8 @@ PAGE = (Path(__file__).resolve().parent.parent / "docs" / "through_time.md").rea
 def test_every_task_is_trained_by_every_truncation(capsys: pytest.CaptureFixture[str]) -> None:
     assert truncations.main(["--seeds", "1", "--steps", "2"]) == 0
     printed = capsys.readouterr().out
-    for title, _, _ in truncations.TASKS:
-        assert f"{title}, 2 training steps" in printed
+    for row in truncations.TASKS:
+        assert f"{row.title}, 2 training steps" in printed
     rows = re.findall(r"^  (\S+) +(\d+\.\d{4})  \(", printed, re.MULTILINE)
     names = list(truncations.truncations())
     assert [name for name, _ in rows] == len(truncations.TASKS) * names
@@ -29,14 +29,15 @@ def test_every_task_is_trained_by_every_truncation(capsys: pytest.CaptureFixture
 
 
 def test_what_is_trained_is_truncated() -> None:
-    losses = [truncations.copying(truncation, 0, 60) for truncation in (full(), full(), chunked(1))]
+    task = tasks.copying(16)
+    losses = [truncations.trained(task, 32, truncation, 0, 60) for truncation in (full(), full(), chunked(1))]
     assert losses[0] == losses[1] != losses[2]
 
 
 def test_the_page_shows_the_benchmark_s_tasks_and_truncations() -> None:
-    for title, _, usual in truncations.TASKS:
-        assert title in PAGE
-        assert str(usual) in PAGE
+    for row in truncations.TASKS:
+        assert row.title in PAGE
+        assert str(row.steps) in PAGE
     for name in truncations.truncations():
         assert f"| {name} |" in PAGE
     assert len(re.findall(r"\| \d\.\d{3} \(\d\.\d{3}–\d\.\d{3}\)", PAGE)) == 3 * len(truncations.truncations())

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from manual_bptt.cli.figures import COLOURS, DASHES, FAINT, MARKERS, WIDTH, figure
@@ -78,6 +79,8 @@ def losses_and_states(findings: "Findings") -> Figure:
         edges = [0.5 + step for step in range(len(layer.dh) + 1)]
         panel.pcolormesh(edges, edges, share.numpy(), cmap="cividis", norm=norm, rasterized=True)
         panel.set_aspect("equal")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_locator(MaxNLocator(6, integer=True))
         if len(layers) > 1:
             panel.set_title(layer.name, fontsize=10)
     for panel in panels[len(layers) :]:
@@ -141,7 +144,7 @@ def radii(findings: "Findings") -> Figure | None:
 def truncations(findings: "Findings") -> Figure | None:
     """Bias, deviation and error of truncated gradients against the states that are held."""
     held = list(findings.truncations)
-    if len(held) < 2:
+    if len(held) < 2 or not any(each.error for compared in findings.truncations.values() for each in compared):
         return None
     drawn = figure(4.2, "Truncated gradients against the full one, at equal numbers of states held")
     panels = drawn.subplots(1, 3, sharey=True)
