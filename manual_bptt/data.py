@@ -30,12 +30,12 @@ def surnames() -> dict[str, tuple[str, ...]]:
     Raises:
         MissingPackageError: Faker is not installed.
     """
-    return {country: _names(locale) for country, locale in COUNTRIES.items()}
+    return {country: surnames_of(locale) for country, locale in COUNTRIES.items()}
 
 
 def surnames_source() -> str:
     """Name where the surnames come from: package, version and licence."""
-    _names("fr_FR")
+    surnames_of("fr_FR")
     return f"surnames from the locale lists of Faker {version('faker')} (MIT licence)"
 
 
@@ -59,7 +59,12 @@ def english_text_source() -> str:
     return f"the help topics of Python {platform.python_version()} (PSF licence)"
 
 
-def _names(locale: str) -> tuple[str, ...]:
+def surnames_of(locale: str) -> tuple[str, ...]:
+    """The distinct surnames of one of Faker's locales, sorted, in lower case.
+
+    Raises:
+        MissingPackageError: Faker is not installed.
+    """
     try:
         module = importlib.import_module(f"faker.providers.person.{locale}")
     except ModuleNotFoundError as error:

@@ -24,12 +24,14 @@ class Truncation:
             before is multiplied by ξ_t, and ξ_1 is 1. None: all are 1.
         window: How many steps each gradient from outside is followed back; None: to the first step.
         p: Of a random truncation, the probability that ξ_t is not 0.
+        generator: Of a random truncation, what it draws by; None: torch's default one.
     """
 
     name: str
     draw: Callable[[int], Sequence[float] | Tensor] | None = None
     window: int | None = None
     p: float | None = None
+    generator: torch.Generator | None = None
 
     @property
     def is_full(self) -> bool:
@@ -110,7 +112,9 @@ def randomized(p: float, generator: torch.Generator | None = None) -> Truncation
             raise TypeError(f"randomized: expected generator to be a torch.Generator, got {type(generator).__name__}")
         if generator.device.type != "cpu":
             raise ValueError(f"randomized: expected generator on the CPU, got one on {generator.device}")
-    return Truncation(f"randomized({p:g})", partial(_random_weights, float(p), generator), p=float(p))
+    return Truncation(
+        f"randomized({p:g})", partial(_random_weights, float(p), generator), p=float(p), generator=generator
+    )
 
 
 def check(function: str, truncation: object) -> None:

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None: those of the process.
     """
     try:
-        from manual_bptt.cli import check, flow, trace, verify
+        from manual_bptt.cli import check, flow, predict, trace, train, verify
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "rich":
             raise
@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check.add_parser(commands)
     trace.add_parser(commands)
     flow.add_parser(commands)
+    train.add_parser(commands)
+    predict.add_parser(commands)
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an old terminal may have no ✓

@@ -1,5 +1,8 @@
 """What the figures of the commands have in common. Needs matplotlib."""
 
+from io import BytesIO
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart with every kind of colour vision, and by markers or dashes without any colour.
@@ -15,3 +18,11 @@ def figure(height: float, title: str, width: float = WIDTH) -> Figure:
     made = Figure(figsize=(width, height), dpi=100, layout="constrained")
     made.suptitle(title, fontsize=12)
     return made
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as PNG."""
+    FigureCanvasAgg(figure)
+    written = BytesIO()
+    figure.savefig(written, format="png", metadata={"Software": None})
+    return written.getvalue()

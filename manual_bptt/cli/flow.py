@@ -132,8 +132,11 @@ def run(options: argparse.Namespace) -> int:
     findings = find(_source(options), options.draws)
     print("\n".join(_told(findings)))
     drawn_figures = {path: made for path, draw in figures.items() if (made := draw(findings)) is not None}
-    for path, made in drawn_figures.items():
-        write_atomically(path, _png(made))
+    if drawn_figures:
+        from manual_bptt.cli.figures import png
+
+        for path, made in drawn_figures.items():
+            write_atomically(path, png(made))
     if drawn_figures:
         print(f"\nfigures: {', '.join(map(str, drawn_figures))}")
     if options.json is not None:
@@ -241,17 +244,6 @@ def _figures(folder: Path) -> dict[Path, Callable[[Findings], "Figure | None"]]:
     for path in paths:
         check_writable(path)
     return paths
-
-
-def _png(figure: "Figure") -> bytes:
-    from io import BytesIO
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    written = BytesIO()
-    figure.savefig(written, format="png", metadata={"Software": None})
-    return written.getvalue()
 
 
 def as_data(findings: Findings) -> dict[str, Any]:

@@ -1,0 +1,435 @@
+"""`bptt train`: train a model on real text with the hand-written gradient; nothing is lost when it is interrupted.
+
+Exit status: 0 trained, 1 the loss is no number any more, 2 unusable arguments, 130 and 143 interrupted (by Ctrl-C or
+SIGTERM).
+"""
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from manual_bptt import checkpoints, datasets
+from manual_bptt.activations import ACTIVATIONS
+from manual_bptt.calls import truncation_of
+from manual_bptt.cli.arguments import positive, whole
+from manual_bptt.data import english_text, english_text_source
+from manual_bptt.files import write_atomically
+from manual_bptt.naive_bayes import NaiveBayes
+from manual_bptt.processes import Processes, joined
+from manual_bptt.text_model import ENGINES, Shape
+from manual_bptt.training import (
+    OPTIMIZERS,
+    Epoch,
+    LabelledTexts,
+    Lessons,
+    LongText,
+    NonFiniteError,
+    Plan,
+    Scores,
+    Training,
+    judged,
+)
+from manual_bptt.vocabulary import KINDS, Vocabulary, read_vectors
+
+NON_FINITE = 1
+# What each task begins with where nothing else is said; FILE as names.
+USUAL: dict[str, dict[str, Any]] = {
+    "names": {
+        "tokens": "characters", "embedding": 0, "hidden": 128, "directions": 2, "dropout": 0.2,
+        "epochs": 20, "lr": 3e-3, "balance": 0.5, "unknown": 0.0, "batch": 64,
+    },
+    "sentences": {
+        "tokens": "words", "embedding": 64, "hidden": 32, "directions": 2, "dropout": 0.5,
+        "epochs": 60, "lr": 2e-2, "balance": 0.0, "unknown": 0.3, "batch": 64,
+    },
+    "text": {
+        "tokens": "characters", "embedding": 0, "hidden": 128, "directions": 1, "dropout": 0.0,
+        "epochs": 10, "lr": 3e-3, "balance": 0.0, "unknown": 0.0, "batch": 32,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on, and how it is told.
+
+    Attributes:
+        name: "names", "sentences", "text", or a path.
+        lessons: Training and validation.
+        test: Texts that nothing is chosen by; None for a long text.
+        classes: Names of the classes; empty for a long text.
+        source: Where it comes from.
+        training: Texts that are learned from; None for a long text.
+    """
+
+    name: str
+    lessons: Lessons
+    test: datasets.Dataset | None
+    training: datasets.Dataset | None
+    classes: tuple[str, ...]
+    source: str
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand and its options."""
+    parser = commands.add_parser(
+        "train",
+        help="train on names, sentences, a text or a file of yours, with the gradient by hand",
+        description="Train a model: a name or a sentence → its language, or the next character of a text. "
+        "Exit status: 0 trained, 1 the loss is no number any more, 2 unusable arguments, 130 or 143 interrupted.",
+    )
+    parser.add_argument(
+        "task",
+        nargs="?",
+        metavar="TASK",
+        help="names, sentences, text, or a file of lines `label<TAB>text`, or a folder of files Label.txt",
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="FOLDER", help="go on with the training in FOLDER, as it was begun"
+    )
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where everything goes (default: runs/TASK)")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="of `text`: UTF-8 (default: Python's help topics)")
+    parser.add_argument(
+        "--engine", choices=ENGINES, help="the gradient by hand (default), or torch's, of the same model"
+    )
+    parser.add_argument("--dtype", choices=("float32", "float64"), help="default: float32")
+    parser.add_argument("--tokens", choices=KINDS, help="what a text is read as")
+    parser.add_argument("--embedding", type=whole(0), metavar="N", help="length of dense vectors; 0: one-hot vectors")
+    parser.add_argument(
+        "--vectors", type=Path, metavar="FILE", help="word vectors to begin with: word2vec's text format"
+    )
+    parser.add_argument("--hidden", type=whole(1), metavar="H", help="units")
+    parser.add_argument("--layers", type=whole(1, 16), metavar="N", help="default: 1")
+    parser.add_argument("--directions", type=whole(1, 2), metavar="N", help="1, or 2: also from the end")
+    parser.add_argument("--nonlinearity", choices=tuple(ACTIVATIONS), help="default: tanh")
+    parser.add_argument("--dropout", type=_share, metavar="P", help="of what is read, and of the last state")
+    parser.add_argument("--epochs", type=whole(1), metavar="N", help="how often everything is seen")
+    parser.add_argument("--batch", type=whole(1), metavar="B", help="texts a step, or streams of a long one")
+    parser.add_argument("--steps", type=whole(1), metavar="T", help="of `text`: characters a piece (default: 64)")
+    parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), help="default: Adam")
+    parser.add_argument("--lr", type=positive, metavar="R", help="learning rate")
+    parser.add_argument(
+        "--scheduler", metavar="CALL", help='one of torch.optim, "StepLR(step_size=5)" (default: a cosine down to 0)'
+    )
+    parser.add_argument("--clip", type=positive, metavar="θ", help="norm of the gradient at most (default: 1)")
+    parser.add_argument("--truncation", metavar="CALL", help='"chunked(20)", "windowed(5)", "randomized(0.9)"')
+    parser.add_argument("--balance", type=_share, metavar="P", help="draw texts of a class of n n^-P times as often")
+    parser.add_argument("--unknown", type=_share, metavar="P", help="read a word as its ending with probability P")
+    parser.add_argument("--seed", type=whole(0, 2**31 - 1), metavar="S", help="default: 0")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--threads", type=whole(1, 256), metavar="N", help="CPU threads (default: torch's)")
+    parser.set_defaults(run=run)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command with parsed options; return its exit status.
+
+    Raises:
+        ValueError, OSError: As the modules say that read and write.
+    """
+    before = torch.get_num_threads()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    try:
+        with joined(options.device) as processes:
+            return _train(options, processes)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train(options: argparse.Namespace, processes: Processes) -> int:
+    console = Console(highlight=False, quiet=not processes.leads)
+    if options.resume is not None:
+        folder = options.resume
+        saved = checkpoints.load(folder / "checkpoint.pt", checkpoints.CHECKPOINT)
+        _refuse_beside_resume(options)
+        chosen = saved["chosen"]
+    else:
+        if options.task is None:
+            raise ValueError("expected a TASK, names, sentences, text or a file, or --resume FOLDER, got neither")
+        chosen = _chosen(options)
+        folder = options.output or Path("runs", Path(options.task).stem or "task")
+        saved = None
+        if (folder / "checkpoint.pt").exists():
+            raise ValueError(
+                f"expected a new folder, got {folder}, which holds a training: --resume {folder}, or --output"
+            )
+    task = _task(chosen)
+    shape, plan = _shape_and_plan(chosen, task)
+    training = Training(shape, plan, task.lessons, processes)
+    if chosen["vectors"] is not None and saved is None:
+        assert training.model.embedding is not None
+        table, known = read_vectors(Path(chosen["vectors"]), task.lessons.vocabulary, shape.embedding)
+        training.model.embedding.weight.data.copy_(table)
+        console.print(f"vectors: {known} of {len(task.lessons.vocabulary)} entries have one in {chosen['vectors']}")
+    if saved is not None:
+        training.restore(saved["training"])
+    _tell(console, task, training, folder)
+
+    def save() -> None:
+        if processes.leads:
+            content = {"chosen": chosen, "training": training.state()}
+            checkpoints.save(folder / "checkpoint.pt", checkpoints.CHECKPOINT, content)
+
+    if processes.leads:
+        folder.mkdir(parents=True, exist_ok=True)
+    save()  # before anything is computed: a full disk or an unwritable folder shows now
+    try:
+        finished, stopped = _loop(console, training, save)
+    except NonFiniteError as error:
+        print(f"bptt train: {error}; what was learned before is in {folder}", file=sys.stderr)
+        return NON_FINITE
+    if not finished:
+        if processes.count == 1:
+            save()
+        where = f"step {training.progress.batch} of epoch {training.progress.epoch + 1}"
+        kept = where if processes.count == 1 else f"the end of epoch {training.progress.epoch}"
+        if processes.leads:
+            print(
+                f"bptt train: interrupted; saved at {kept}. Go on with: bptt train --resume {folder}", file=sys.stderr
+            )
+        return 128 + stopped
+    if processes.leads:
+        _report(console, task, training, folder)
+    return 0
+
+
+def _refuse_beside_resume(options: argparse.Namespace) -> None:
+    others = {
+        name: value
+        for name, value in vars(options).items()
+        if name not in ("command", "run", "resume", "device", "threads")
+    }
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ValueError(f"expected nothing beside --resume but --device and --threads, got {', '.join(given)}")
+
+
+def _chosen(options: argparse.Namespace) -> dict[str, Any]:
+    """Every choice that a training depends on, as plain data."""
+    usual = USUAL.get(options.task, USUAL["names"])
+    chosen = {name: usual[name] if getattr(options, name) is None else getattr(options, name) for name in usual}
+    others = {
+        "engine": "hand", "dtype": "float32", "layers": 1, "nonlinearity": "tanh", "steps": 64, "optimizer": "Adam",
+        "scheduler": None, "clip": 1.0, "truncation": None, "seed": 0,
+    }  # fmt: skip
+    chosen |= {
+        name: value if getattr(options, name) is None else getattr(options, name) for name, value in others.items()
+    }
+    chosen["task"] = options.task if options.task in USUAL else str(Path(options.task).resolve())
+    for name in ("text", "vectors"):
+        file = getattr(options, name)
+        chosen[name] = None if file is None else str(file.resolve())
+    long = options.task == "text"
+    wrong = {
+        "--text": (options.text is not None and not long, "is for the task text"),
+        "--steps": (options.steps is not None and not long, "is for the task text"),
+        "--balance": (options.balance is not None and long, "is for labelled texts"),
+        "--unknown": (chosen["unknown"] > 0 and chosen["tokens"] != "words", "is for words"),
+        "--tokens words": (long and chosen["tokens"] == "words", "is for labelled texts"),
+        "--directions 2": (long and chosen["directions"] == 2, "is for labelled texts: what follows would be read"),
+        "--vectors": (options.vectors is not None and chosen["tokens"] != "words", "is for words"),
+        "--truncation": (chosen["truncation"] is not None and chosen["engine"] != "hand", "is for the engine hand"),
+    }
+    for name, (is_wrong, reason) in wrong.items():
+        if is_wrong:
+            raise ValueError(f"{name} {reason}, got it with {options.task}")
+    truncation_of(chosen["truncation"], 0)
+    if chosen["vectors"] is not None and options.embedding is None:
+        chosen["embedding"] = None  # as long as the vectors are
+    return chosen
+
+
+def _task(chosen: dict[str, Any]) -> Task:
+    """Read what is trained on."""
+    name = chosen["task"]
+    if name == "text":
+        file = None if chosen["text"] is None else Path(chosen["text"])
+        text = english_text() if file is None else "\n".join(datasets.lines(file))
+        source = english_text_source() if file is None else str(file)
+        if len(text) < 20 * chosen["batch"]:
+            least = f"{20 * chosen['batch']} characters or more for {chosen['batch']} streams"
+            raise ValueError(f"expected {least}, got {len(text)} in {source}")
+        vocabulary = Vocabulary.of("characters", [text[: len(text) * 9 // 10]])
+        return Task(name, LongText(text, vocabulary), None, None, (), f"{len(text)} characters of {source}")
+    read: dict[str, Callable[[], datasets.Dataset]] = {"names": datasets.names, "sentences": datasets.sentences}
+    if name not in read and not Path(name).exists():
+        raise ValueError(f"expected names, sentences, text, a file or a folder, got {name!r}, which is none of them")
+    dataset = read[name]() if name in read else datasets.read(Path(name))
+    training, validation, test = datasets.split(dataset, chosen["seed"])
+    vocabulary = Vocabulary.of(chosen["tokens"], training.texts)
+    lessons = LabelledTexts(training, validation, vocabulary)
+    return Task(name, lessons, test, training, dataset.classes, dataset.source)
+
+
+def _shape_and_plan(chosen: dict[str, Any], task: Task) -> tuple[Shape, Plan]:
+    vocabulary = task.lessons.vocabulary
+    embedding = chosen["embedding"]
+    if embedding is None:
+        embedding = read_vectors(Path(chosen["vectors"]), vocabulary, None)[0].shape[1]
+    shape = Shape(
+        len(vocabulary), task.lessons.outputs, embedding, bidirectional=chosen["directions"] == 2,
+        **{name: chosen[name] for name in ("hidden", "layers", "nonlinearity", "dropout", "engine", "dtype")},
+    )  # fmt: skip
+    return shape, Plan(**{each.name: chosen[each.name] for each in fields(Plan)})
+
+
+def _tell(console: Console, task: Task, training: Training, folder: Path) -> None:
+    """What is trained, on what, and how."""
+    shape, plan, processes = training.model.shape, training.plan, training.processes
+    if task.training is not None and task.test is not None:
+        sizes = f"{len(task.training)} texts to learn from, {len(task.test)} to test by, near-duplicates on one side"
+        lines = [f"data      {task.source}", f"          {len(task.classes)} classes; {sizes}"]
+    else:
+        lines = [f"data      {task.source}; the last tenth to judge by"]
+    read = f"vectors of {shape.embedding}" if shape.embedding else "one-hot vectors"
+    directions = " in both directions" if shape.bidirectional else ""
+    parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    lines += [
+        f"model     {shape.entries} {task.lessons.vocabulary.kind} as {read}, {shape.layers} × {shape.hidden} "
+        f"{shape.nonlinearity} units{directions}, {shape.outputs} outputs, {parameters} parameters",
+        f"gradient  {'by hand' if shape.engine == 'hand' else 'of torch.nn.RNN, by autograd'}, {shape.dtype}, "
+        f"{processes.device.type}, clipped to {plan.clip:g}"
+        + (f", {plan.truncation}" if plan.truncation else "")
+        + (f", {processes.count} processes" if processes.count > 1 else ""),
+        f"training  {plan.epochs} epochs, batches of {plan.batch}, {plan.optimizer}, lr {plan.lr:g}, seed {plan.seed}",
+    ]
+    if training.progress.epoch or training.progress.batch:
+        lines.append(f"resumed   after step {training.progress.batch} of epoch {training.progress.epoch + 1}")
+    console.print("\n".join(lines), soft_wrap=True)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM are noted, and acted on between two steps; a second Ctrl-C interrupts at once."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if noted and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _loop(console: Console, training: Training, save: Callable[[], None]) -> tuple[bool, int]:
+    """Train; return whether it was finished, and by which signal it was not."""
+    epoch, told = TextColumn("epoch {task.fields[epoch]}"), TextColumn("{task.fields[told]}")
+    bar = None
+    if console.is_terminal:
+        bar = Progress(epoch, BarColumn(30), MofNCompleteColumn(), told, console=console, transient=True)
+    long = isinstance(training.lessons, LongText)
+    unit = "characters" if long else "texts"
+    with _signals() as noted, bar or nullcontext():
+        shown = bar.add_task("", epoch=1, told="") if bar is not None else None
+
+        def after_step(batch: int, batches: int) -> bool:
+            progress = training.progress
+            if bar is not None and shown is not None and progress.count:
+                speed = progress.count / max(progress.seconds, 1e-9)
+                loss, accuracy = progress.loss / progress.count, progress.right / progress.count
+                told = f"loss {loss:.3f}  accuracy {accuracy:.3f}  {speed:.0f} {unit}/s"
+                bar.update(shown, completed=batch, total=batches, epoch=progress.epoch + 1, told=told)
+            return bool(noted)
+
+        def after_epoch(epoch: Epoch) -> None:
+            save()
+            line = _epoch_line(len(training.progress.history), training.plan.epochs, epoch, long)
+            console.print(line, soft_wrap=True)
+
+        finished = training.run(after_step, after_epoch)
+    return finished, noted[0] if noted else 0
+
+
+def _epoch_line(number: int, epochs: int, epoch: Epoch, long: bool) -> str:
+    """What an epoch did."""
+    scores = epoch.validation
+    macro = "" if long else f", macro {scores.macro:.4f}"
+    return (
+        f"epoch {number:>{len(str(epochs))}}/{epochs}  loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.4f}; "
+        f"validation loss {scores.loss:.4f}, accuracy {scores.accuracy:.4f}{macro}  {epoch.seconds:.1f} s"
+    )
+
+
+def _report(console: Console, task: Task, training: Training, folder: Path) -> None:
+    """Judge by the test texts, print, draw, and write the model."""
+    seconds = sum(epoch.seconds for epoch in training.progress.history)
+    model, vocabulary = training.model, task.lessons.vocabulary
+    results: dict[str, Any] = {"seconds": seconds}
+    scores: Scores = training.progress.history[-1].validation
+    if task.test is not None and task.training is not None:
+        scores = judged(model, task.test, vocabulary, training.processes.device)
+        started = time.perf_counter()
+        bayes = NaiveBayes(task.training)
+        found = torch.tensor([bayes.predict(text) for text in task.test.texts])
+        baseline = _scores(found, torch.tensor(task.test.labels), len(task.classes))
+        bayes_seconds = time.perf_counter() - started
+        console.print(f"\ntest, {len(task.test)} texts                     accuracy   macro accuracy")
+        console.print(f"  this model ({seconds:.0f} s of training)      {scores.accuracy:.4f}     {scores.macro:.4f}")
+        console.print(
+            f"  naive Bayes on n-grams ({bayes_seconds:.0f} s)      {baseline.accuracy:.4f}     {baseline.macro:.4f}"
+        )
+        results |= {"naive_bayes": {"accuracy": baseline.accuracy, "macro": baseline.macro}}
+    else:
+        told = f"{scores.loss:.4f} nats a character, accuracy {scores.accuracy:.4f}; {seconds:.0f} s of training"
+        console.print(f"\nvalidation: {told}", soft_wrap=True)
+    results |= {"loss": scores.loss, "accuracy": scores.accuracy, "macro": scores.macro}
+    content = {
+        "shape": asdict(replace(model.shape, engine="hand")),
+        "parameters": {name: value.cpu() for name, value in model.state_dict().items()},
+        "vocabulary": {"kind": vocabulary.kind, "entries": list(vocabulary.entries)},
+        "classes": list(task.classes),
+        "task": task.name,
+        "source": task.source,
+        "results": results,
+    }
+    checkpoints.save(folder / "model.pt", checkpoints.MODEL, content)
+    written = [folder / "model.pt"]
+    try:
+        from manual_bptt.cli import train_figures
+    except ModuleNotFoundError:
+        console.print("figures need the package matplotlib, which is not installed: pip install 'manual-bptt[cli]'")
+    else:
+        figures = {"learning_curve.png": train_figures.learning_curve(training.progress.history, task.test is None)}
+        if scores.confusion is not None and task.test is not None:
+            figures["confusion.png"] = train_figures.confusion(scores.confusion, task.classes)
+        for name, data in figures.items():
+            write_atomically(folder / name, data)
+            written.append(folder / name)
+    console.print(f"\nwritten: {', '.join(map(str, written))}", soft_wrap=True)
+    tried = "bptt sample" if task.test is None else "bptt predict"
+    rest = "" if task.test is None else " TEXT…"
+    console.print(f"try it:  {tried} {folder / 'model.pt'}{rest}", soft_wrap=True)
+
+
+def _scores(found: torch.Tensor, labels: torch.Tensor, classes: int) -> Scores:
+    of_class = torch.bincount(labels, minlength=classes)
+    right = torch.bincount(labels[found == labels], minlength=classes)
+    recall = right[of_class > 0] / of_class[of_class > 0]
+    return Scores(0.0, (found == labels).double().mean().item(), recall.double().mean().item())
