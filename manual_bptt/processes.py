@@ -1,5 +1,6 @@
 """One training in several processes, as torchrun starts them: who this is, and what all agree on. Without it: alone."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,9 +62,10 @@ def joined(device: str | None) -> Iterator[Processes]:
     if cuda:
         torch.cuda.set_device(local)
     distributed.init_process_group("nccl" if cuda else "gloo")
+    own = torch.device("cuda", local) if cuda else torch.device("cpu")
     try:
-        yield Processes(
-            rank, distributed.get_world_size(), torch.device("cuda", local) if cuda else torch.device("cpu")
-        )
+        yield Processes(rank, distributed.get_world_size(), own)
+        gc.collect()  # what distributes a model talks to the group until it is gone
+        distributed.barrier()  # nobody leaves while another may still need somebody to talk to
     finally:
         distributed.destroy_process_group()

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from manual_bptt.activations import ACTIVATIONS
+from manual_bptt.checkpoints import is_model
 from manual_bptt.cli.arguments import positive, whole
-from manual_bptt.cli.flow_source import EVERY, LONGEST, Source, drawn, saved, scaled
+from manual_bptt.cli.flow_source import EVERY, LONGEST, Source, drawn, saved, scaled, trained
 from manual_bptt.files import check_writable, write_atomically
 from manual_bptt.gradient_flow import GradientFlow, LayerFlow, gradient_flow
 from manual_bptt.truncation import chunked, randomized, windowed
@@ -62,7 +63,8 @@ def add_parser(commands: Any) -> None:
         nargs="?",
         type=Path,
         metavar="MODEL",
-        help="what torch.save wrote of the state_dict of a vanilla RNN, of a model that holds one, or an ElmanNetwork",
+        help="model.pt of bptt train; or what torch.save wrote of the state_dict of a vanilla RNN, of a model that "
+        "holds one, or an ElmanNetwork",
     )
     parser.add_argument(
         "--part", metavar="PREFIX", help="where MODEL holds several RNNs: the prefix of one's parameters in it"
@@ -71,19 +73,17 @@ def add_parser(commands: Any) -> None:
         "--input",
         type=Path,
         metavar="FILE",
-        help="without MODEL: a text, .txt (default: Python's own help topics); with MODEL: sequences (T, B, D), .npy "
-        "or .pt, or x and lengths, .npz or .pt (default: standard normal numbers)",
+        help="without MODEL: a text, .txt (default: Python's own help topics); with one of bptt train: texts such as "
+        "it was trained on (default: those); with parameters: sequences (T, B, D), .npy or .pt, or x and lengths, "
+        ".npz or .pt (default: standard normal numbers)",
     )
     parser.add_argument("--batch-first", action="store_true", help="the sequences in FILE are (B, T, D)")
     parser.add_argument(
         "--nonlinearity",
         choices=tuple(ACTIVATIONS),
-        default="tanh",
-        help="f, which MODEL does not tell (default: tanh)",
+        help="f, which parameters alone do not tell (default: tanh)",
     )
-    parser.add_argument(
-        "--loss", choices=(EVERY, "last"), default=EVERY, help="a loss at every step (default), or at the last alone"
-    )
+    parser.add_argument("--loss", choices=(EVERY, "last"), help="a loss at every step (default), or at the last alone")
     parser.add_argument(
         "--hidden", type=whole(1, 1000), metavar="H", help=f"units of a drawn network (default: {USUAL['hidden']})"
     )
@@ -159,7 +159,12 @@ def _source(options: argparse.Namespace) -> Source:
         if given and useless:
             raise ValueError(f"expected no {name} {reason}, got one")
     steps, batch = options.steps or USUAL["steps"], options.batch or USUAL["batch"]
-    how = (options.nonlinearity, options.loss, options.seed)
+    if options.model is not None and is_model(options.model):
+        for name in ("nonlinearity", "loss", "part"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"expected no --{name} beside a model of bptt train, which has its own, got one")
+        return trained(options.model, options.input, steps, batch, options.seed)
+    how = (options.nonlinearity or "tanh", options.loss or EVERY, options.seed)
     if options.model is None:
         return drawn(options.input, options.hidden or USUAL["hidden"], options.radius, steps, batch, *how)
     return saved(options.model, options.part, options.input, options.batch_first, steps, batch, *how)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manual_bptt.cli.lesson import as_read, lesson
+from manual_bptt.cli.model_file import read_model
 from manual_bptt.cli.saved import read_network, read_sequences
 from manual_bptt.data import english_text, english_text_source
 from manual_bptt.functional import softmax_cross_entropy
@@ -167,6 +169,36 @@ def _sequences(file: Path, batch_first: bool, network: RNN | ElmanNetwork) -> tu
         raise ValueError(f"expected lengths of shape ({B},), from 0 to T = {T}, in {file}, got {found}{hint}")
     lengths, order_of_rows = lengths.sort(descending=True)
     return x[:, order_of_rows], lengths
+
+
+def trained(model: Path, file: Path | None, steps: int, batch: int, seed: int) -> Source:
+    """Take the recurrence of a model that `bptt train` wrote, its own loss, and texts of what it was trained on.
+
+    Args:
+        model: The model file.
+        file: Texts of the same kind; None: what the model was trained on.
+        steps: T of the pieces of a long text.
+        batch: B.
+        seed: Of which texts are drawn.
+
+    Raises:
+        ValueError, OSError: As `read_model` and `lesson`.
+    """
+    read = read_model(model)
+    drawn_texts = lesson(read, file, steps, batch, seed)
+    x, lengths, loss = as_read(read, drawn_texts)
+    network = read.model.recurrence
+    assert isinstance(network, RNN)
+    if x.shape[0] > LONGEST:
+        raise ValueError(f"expected texts of at most {LONGEST} steps, got one of {x.shape[0]}")
+    of = "every next character" if lengths is None else "the class, after the last step"
+    told = (
+        f"network    {network}, f = {network.nonlinearity}, trained, from {model}",
+        f"sequences  {drawn_texts.told}"
+        + ("" if lengths is None else f", of {lengths.min()} to {lengths.max()} steps"),
+        f"loss       cross-entropy of {of}",
+    )
+    return Source(network, x, loss, told, lengths)
 
 
 def scaled(network: Any, radius: float, nonlinearity: str | None = None) -> Any:

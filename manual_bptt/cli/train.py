@@ -46,16 +46,16 @@ NON_FINITE = 1
 # What each task begins with where nothing else is said; FILE as names.
 USUAL: dict[str, dict[str, Any]] = {
     "names": {
-        "tokens": "characters", "embedding": 0, "hidden": 128, "directions": 2, "dropout": 0.2,
-        "epochs": 20, "lr": 3e-3, "balance": 0.5, "unknown": 0.0, "batch": 64,
+        "tokens": "characters", "embedding": 0, "hidden": 128, "layers": 2, "directions": 2, "dropout": 0.3,
+        "epochs": 40, "batch": 64, "lr": 3e-3, "balance": 0.5, "unknown": 0.0,
     },
     "sentences": {
-        "tokens": "words", "embedding": 64, "hidden": 32, "directions": 2, "dropout": 0.5,
-        "epochs": 60, "lr": 2e-2, "balance": 0.0, "unknown": 0.3, "batch": 64,
+        "tokens": "words", "embedding": 64, "hidden": 32, "layers": 1, "directions": 2, "dropout": 0.5,
+        "epochs": 60, "batch": 64, "lr": 2e-2, "balance": 0.0, "unknown": 0.3,
     },
     "text": {
-        "tokens": "characters", "embedding": 0, "hidden": 128, "directions": 1, "dropout": 0.0,
-        "epochs": 10, "lr": 3e-3, "balance": 0.0, "unknown": 0.0, "batch": 32,
+        "tokens": "characters", "embedding": 0, "hidden": 128, "layers": 1, "directions": 1, "dropout": 0.0,
+        "epochs": 10, "batch": 32, "lr": 3e-3, "balance": 0.0, "unknown": 0.0,
     },
 }  # fmt: skip
 
@@ -110,7 +110,7 @@ def add_parser(commands: Any) -> None:
         "--vectors", type=Path, metavar="FILE", help="word vectors to begin with: word2vec's text format"
     )
     parser.add_argument("--hidden", type=whole(1), metavar="H", help="units")
-    parser.add_argument("--layers", type=whole(1, 16), metavar="N", help="default: 1")
+    parser.add_argument("--layers", type=whole(1, 16), metavar="N", help="recurrences on top of one another")
     parser.add_argument("--directions", type=whole(1, 2), metavar="N", help="1, or 2: also from the end")
     parser.add_argument("--nonlinearity", choices=tuple(ACTIVATIONS), help="default: tanh")
     parser.add_argument("--dropout", type=_share, metavar="P", help="of what is read, and of the last state")
@@ -182,7 +182,8 @@ def _train(options: argparse.Namespace, processes: Processes) -> int:
         assert training.model.embedding is not None
         table, known = read_vectors(Path(chosen["vectors"]), task.lessons.vocabulary, shape.embedding)
         training.model.embedding.weight.data.copy_(table)
-        console.print(f"vectors: {known} of {len(task.lessons.vocabulary)} entries have one in {chosen['vectors']}")
+        told = f"{known} of {len(task.lessons.vocabulary)} entries have one in {chosen['vectors']}"
+        console.print(f"vectors   {told}", soft_wrap=True)
     if saved is not None:
         training.restore(saved["training"])
     _tell(console, task, training, folder)
@@ -231,7 +232,7 @@ def _chosen(options: argparse.Namespace) -> dict[str, Any]:
     usual = USUAL.get(options.task, USUAL["names"])
     chosen = {name: usual[name] if getattr(options, name) is None else getattr(options, name) for name in usual}
     others = {
-        "engine": "hand", "dtype": "float32", "layers": 1, "nonlinearity": "tanh", "steps": 64, "optimizer": "Adam",
+        "engine": "hand", "dtype": "float32", "nonlinearity": "tanh", "steps": 64, "optimizer": "Adam",
         "scheduler": None, "clip": 1.0, "truncation": None, "seed": 0,
     }  # fmt: skip
     chosen |= {

@@ -20,10 +20,12 @@ from manual_bptt.cli.agreement import agreement
 from manual_bptt.cli.arguments import whole
 from manual_bptt.cli.problems import Problem, name_problems
 from manual_bptt.cli.self_test import self_test
+from manual_bptt.cli.verify_model import verify_model
 from manual_bptt.data import surnames_source
 from manual_bptt.files import check_writable, write_atomically
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
+OF_NAMES = {"self_test": False, "device": "all", "dtype": "all", "nonlinearity": "tanh", "hidden": 16, "longest": 12}
 TIMED_BATCH, TIMED_HIDDEN, TIMED_SECONDS = 64, 128, 2.0
 
 
@@ -35,6 +37,13 @@ def add_parser(commands: Any) -> None:
         description="Compute dU dW dV db dc dx dh0 by hand on a batch of real surnames and compare each with "
         "torch.nn.RNN, autograd on the unrolled loop, and complex-step derivatives. "
         "Exit status: 0 all agree, 1 something differs, 2 unusable arguments.",
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        type=Path,
+        metavar="MODEL",
+        help="model.pt of bptt train: compare the gradients of that model",
     )
     parser.add_argument(
         "--self-test", action="store_true", help="plant wrong gradients, one at a time, and show that each is caught"
@@ -76,13 +85,25 @@ def run(options: argparse.Namespace) -> int:
     threads_before = torch.get_num_threads()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    console = Console(highlight=False)
     try:
-        report = _report(options, devices, Console(highlight=False))
+        if options.model is None:
+            report = _report(options, devices, console)
+        else:
+            _refuse_beside_model(options)
+            report = verify_model(options.model, options.batch, options.seed, console)
     finally:
         torch.set_num_threads(threads_before)
     if options.json is not None:
         write_atomically(options.json, json.dumps(report, indent=2, allow_nan=False).encode())
     return 0 if report["passed"] else 1
+
+
+def _refuse_beside_model(options: argparse.Namespace) -> None:
+    given = [name for name, usual in OF_NAMES.items() if getattr(options, name) != usual]
+    if given:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"expected nothing about names or networks beside MODEL, got {told}")
 
 
 def _devices(asked: str) -> list[torch.device]:

@@ -1,0 +1,94 @@
+"""A batch of what a trained model was trained on, for the commands that look at one: what it reads, and its loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from manual_bptt import datasets
+from manual_bptt.cli.model_file import ModelFile
+from manual_bptt.data import english_text, english_text_source
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Texts and what is asked about them.
+
+    Attributes:
+        tokens: Texts (T_i,), or pieces (T, B) of a long one.
+        targets: Their classes (B,), or the characters that follow, (T, B).
+        told: What they are.
+    """
+
+    tokens: list[Tensor] | Tensor
+    targets: Tensor
+    told: str
+
+
+def lesson(read: ModelFile, file: Path | None, steps: int, batch: int, seed: int) -> Lesson:
+    """Draw texts for a model: of what it was trained on, or of a file of the same kind.
+
+    Args:
+        read: The model.
+        file: Lines `label<TAB>text`, a folder, or for a model of text a text; None: what the model file names.
+        steps: T of the pieces of a long text.
+        batch: B.
+        seed: Of which texts are drawn.
+
+    Raises:
+        ValueError: The file holds something else, has labels that the model does not know, or is needed.
+        OSError: It cannot be read.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if not read.classes:
+        text = english_text() if file is None else "\n".join(datasets.lines(file))
+        source = english_text_source() if file is None else str(file)
+        if len(text) < steps + 2:
+            raise ValueError(f"expected more than {steps + 1} characters for T = {steps}, got {len(text)} in {source}")
+        starts = torch.randint(len(text) - steps, (batch,), generator=generator).tolist()
+        pieces = torch.tensor([read.vocabulary.encode(text[start : start + steps + 1]) for start in starts]).t()
+        return Lesson(pieces[:-1], pieces[1:], f"{batch} of T = {steps} characters from {source}")
+    known = {"names": datasets.names, "sentences": datasets.sentences}
+    if file is None and read.task not in known and not Path(read.task).exists():
+        raise ValueError(f"expected --input, since {read.task}, on which the model was trained, is not there any more")
+    if file is None and read.task in known:
+        dataset = known[read.task]()
+    else:
+        dataset = datasets.read(Path(read.task) if file is None else file)
+    missing = sorted(set(dataset.classes) - set(read.classes))
+    if missing:
+        raise ValueError(f"expected labels that the model knows in {dataset.source}, got {', '.join(missing[:5])}")
+    chosen = torch.randperm(len(dataset), generator=generator)[:batch].tolist()
+    texts = [torch.tensor(read.vocabulary.encode(dataset.texts[place])) for place in chosen]
+    labels = torch.tensor([read.classes.index(dataset.classes[dataset.labels[place]]) for place in chosen])
+    return Lesson(texts, labels, f"{len(texts)} texts from {dataset.source}")
+
+
+def as_read(read: ModelFile, drawn: Lesson) -> tuple[Tensor, Tensor | None, Callable[[Tensor], Tensor]]:
+    """What a model's recurrence reads, how long each text is, and the loss as a function of its output; in float64.
+
+    Returns:
+        x (T, B, D); lengths (B,), or None for pieces of one length; and the mean loss of the states (T, B, H).
+    """
+    model = read.model.double()
+    lengths = None
+    if isinstance(drawn.tokens, Tensor):
+        numbers = drawn.tokens
+    else:
+        numbers = pad_sequence(drawn.tokens)
+        lengths = torch.tensor([len(text) for text in drawn.tokens])
+    with torch.no_grad():
+        x = model._read(numbers)
+
+    def loss(output: Tensor) -> Tensor:
+        if lengths is None:
+            return model.loss(model._output(output), drawn.targets) / drawn.targets.numel()
+        H = model.shape.hidden
+        last = output[lengths - 1, torch.arange(len(lengths)), :H]
+        h = torch.cat((last, output[0, :, H:]), 1)  # the other direction ends at the first step
+        return model.loss(model._output(h.unsqueeze(0)).squeeze(0), drawn.targets) / len(lengths)
+
+    return x, lengths, loss
