@@ -97,8 +97,8 @@ def test_a_model_of_text(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("sample", "runs/text/model.pt", "--start", "one two", "--length", 43, "--temperature", 0.1) == 0
     assert capsys.readouterr().out == "one two three four five once I caught a fish alive\n"
     assert run("verify", "runs/text/model.pt") == 0
-    assert run("flow", "runs/text/model.pt", "--no-figures", "--input", "rhyme.txt", "--steps", 20) == 0
-    assert "16 of T = 20 characters from rhyme.txt" in capsys.readouterr().out
+    assert run("flow", "runs/text/model.pt", "--no-figures", "--steps", 20) == 0
+    assert f"16 of T = 20 characters from {own / 'rhyme.txt'}" in capsys.readouterr().out
     assert run("predict", "runs/text/model.pt", "one") == 2
     assert (
         "expected a model with classes, got runs/text/model.pt, which writes text: bptt sample"

@@ -44,6 +44,7 @@ def lesson(read: ModelFile, file: Path | None, steps: int, batch: int, seed: int
     """
     generator = torch.Generator().manual_seed(seed)
     if not read.classes:
+        file = Path(read.text) if file is None and read.text is not None else file
         text = english_text() if file is None else "\n".join(datasets.lines(file))
         source = english_text_source() if file is None else str(file)
         if len(text) < steps + 2:

@@ -20,6 +20,7 @@ class ModelFile:
         classes: Names of its classes; empty where it predicts the next character of a text.
         task: What it was trained on: "names", "sentences", "text", or a path.
         source: The same in words.
+        text: The file of a long text; None: the English text that comes with Python.
         results: What it achieved.
     """
 
@@ -29,6 +30,7 @@ class ModelFile:
     classes: tuple[str, ...]
     task: str
     source: str
+    text: str | None
     results: dict[str, Any]
 
 
@@ -47,7 +49,14 @@ def read_model(path: Path) -> ModelFile:
         vocabulary = Vocabulary(content["vocabulary"]["kind"], content["vocabulary"]["entries"])
         classes = tuple(content["classes"])
         made = ModelFile(
-            path, model.eval(), vocabulary, classes, content["task"], content["source"], content["results"]
+            path,
+            model.eval(),
+            vocabulary,
+            classes,
+            content["task"],
+            content["source"],
+            content["text"],
+            content["results"],
         )
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())

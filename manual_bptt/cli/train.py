@@ -70,6 +70,7 @@ class Task:
         test: Texts that nothing is chosen by; None for a long text.
         classes: Names of the classes; empty for a long text.
         source: Where it comes from.
+        text: The file of a long text, where it is not the one that comes with Python.
         training: Texts that are learned from; None for a long text.
     """
 
@@ -79,6 +80,7 @@ class Task:
     training: datasets.Dataset | None
     classes: tuple[str, ...]
     source: str
+    text: str | None = None
 
 
 def add_parser(commands: Any) -> None:
@@ -273,7 +275,8 @@ def _task(chosen: dict[str, Any]) -> Task:
             least = f"{20 * chosen['batch']} characters or more for {chosen['batch']} streams"
             raise ValueError(f"expected {least}, got {len(text)} in {source}")
         vocabulary = Vocabulary.of("characters", [text[: len(text) * 9 // 10]])
-        return Task(name, LongText(text, vocabulary), None, None, (), f"{len(text)} characters of {source}")
+        told = f"{len(text)} characters of {source}"
+        return Task(name, LongText(text, vocabulary), None, None, (), told, chosen["text"])
     read: dict[str, Callable[[], datasets.Dataset]] = {"names": datasets.names, "sentences": datasets.sentences}
     if name not in read and not Path(name).exists():
         raise ValueError(f"expected names, sentences, text, a file or a folder, got {name!r}, which is none of them")
@@ -407,6 +410,7 @@ def _report(console: Console, task: Task, training: Training, folder: Path) -> N
         "vocabulary": {"kind": vocabulary.kind, "entries": list(vocabulary.entries)},
         "classes": list(task.classes),
         "task": task.name,
+        "text": task.text,
         "source": task.source,
         "results": results,
     }
