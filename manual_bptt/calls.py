@@ -71,6 +71,21 @@ def scheduler_of(text: str | None, optimizer: torch.optim.Optimizer) -> torch.op
     name, arguments, by_name = parsed(text, names, "a scheduler")
     try:
         made: torch.optim.lr_scheduler.LRScheduler = getattr(schedulers, name)(optimizer, *arguments, **by_name)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ValueError(f"expected a scheduler, got {text!r}: {error}") from error
     return made
+
+
+def check_scheduler(text: str | None, epochs: int) -> None:
+    """ValueError unless a scheduler can be made and stepped that often."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=0.9)
+    made = scheduler_of(text, optimizer)
+    try:
+        for _ in range(epochs if made is not None else 0):
+            optimizer.step()
+            if isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                made.step(1.0)
+            elif made is not None:
+                made.step()
+    except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"expected a scheduler for {epochs} epochs, got {text!r}: {error}") from error

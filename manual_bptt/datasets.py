@@ -100,7 +100,8 @@ def names() -> Dataset:
 def sentences() -> Dataset:
     """Sentences in eight languages from the translation catalogues that Django brings with it.
 
-    Left out are messages with placeholders, markup or addresses, of several lines, or of fewer than three words.
+    Placeholders are cut out of the messages, and lines are joined. Left out are messages with markup or addresses, and
+    those of which fewer than three words are left.
 
     Raises:
         MissingPackageError: Django is not installed.
@@ -190,9 +191,9 @@ def _dataset(lists: Mapping[str, Iterable[str]], source: str) -> Dataset:
 
 
 def split(dataset: Dataset, seed: int, part: float = 0.1) -> tuple[Dataset, Dataset, Dataset]:
-    """Split into training, validation and test texts, each class in the same proportions.
+    """Split into training, validation and test texts, each class in about the same proportions.
 
-    Near-duplicates stay together: see `groups`.
+    Near-duplicates stay together, see `groups`: a group that is larger than what a part still lacks is learned from.
 
     Args:
         dataset: What is split.
@@ -200,7 +201,7 @@ def split(dataset: Dataset, seed: int, part: float = 0.1) -> tuple[Dataset, Data
         part: Share of validation, and of test.
 
     Raises:
-        ValueError: A class is too small to have texts in all three.
+        ValueError: A class has not three groups, or none that are small enough for validation and test.
     """
     members: dict[int, list[list[int]]] = defaultdict(list)
     for group in groups(dataset):
@@ -213,14 +214,20 @@ def split(dataset: Dataset, seed: int, part: float = 0.1) -> tuple[Dataset, Data
             raise ValueError(
                 f"expected three different texts or more under {name!r} in {dataset.source}, got {len(of_class)}"
             )
-        count = sum(map(len, of_class))
+        lacking = max(1, round(part * sum(map(len, of_class))))
         order = [of_class[place] for place in torch.randperm(len(of_class), generator=generator).tolist()]
-        for wanted, texts in zip((part, part), chosen[1:], strict=True):
-            taken = 0
-            while taken < max(1, round(wanted * count)) and len(order) > 1:
-                group = order.pop()
-                taken += len(group)
-                texts += group
+        order.sort(key=len, reverse=True)  # stable: those of one size stay in any order, and single texts come last
+        for texts in chosen[1:]:
+            left = lacking
+            for place in reversed(range(1, len(order))):  # the largest is learned from
+                if len(order[place]) <= left:
+                    left -= len(order[place])
+                    texts += order.pop(place)
+                if left == 0:
+                    break
+            if left == lacking:
+                name = dataset.classes[label]
+                raise ValueError(f"expected more texts under {name!r} in {dataset.source} that are no near-duplicates")
         chosen[0].extend(index for group in order for index in group)
     training, validation, test = (dataset.subset(sorted(indices)) for indices in chosen)
     return training, validation, test
@@ -231,7 +238,7 @@ def groups(dataset: Dataset) -> list[list[int]]:
 
     Near-duplicates are texts that are the same but for case, accents, digits and punctuation; words of four letters or
     more of which one is the other with up to three letters added, as names of men and women are; and texts of four
-    words or more that differ in one word.
+    words or more of which one has another word, or one word more.
     """
     parent = list(range(len(dataset)))
 
@@ -270,4 +277,4 @@ def _signatures(words: Sequence[str]) -> Iterator[tuple[object, ...]]:
     yield "same", tuple(words)
     if len(words) >= 4:
         for gone in range(len(words)):
-            yield "but one", gone, (*words[:gone], *words[gone + 1 :])
+            yield "same", (*words[:gone], *words[gone + 1 :])

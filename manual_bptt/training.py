@@ -24,6 +24,7 @@ from manual_bptt.text_model import Shape, TextModel
 from manual_bptt.vocabulary import UNKNOWN, Vocabulary
 
 OPTIMIZERS = {"Adam": torch.optim.Adam, "SGD": torch.optim.SGD}
+JUDGED = 2000  # characters that are read at once to judge by
 BUCKET = 16  # batches whose texts are sorted by length before they are cut
 
 
@@ -108,7 +109,8 @@ class LabelledTexts:
         self._endings = [torch.tensor(vocabulary.endings(text)) for text in training.texts] if words else self._texts
         self._labels = torch.tensor(training.labels)
         self._counts = torch.tensor(training.counts())[self._labels]
-        self.fingerprint = _fingerprint([*training.texts, *map(str, training.labels), *validation.texts])
+        labels = [str(label) for part in (training, validation) for label in part.labels]
+        self.fingerprint = fingerprint([*training.classes, *training.texts, *validation.texts, *labels])
 
     def batches(self, plan: Plan, generator: torch.Generator) -> list[list[int]]:
         """Which texts are in which batch of an epoch: texts of about one length together, batches in any order."""
@@ -169,7 +171,7 @@ class LongText:
         numbers = torch.tensor(vocabulary.encode(text))
         border = len(numbers) * 9 // 10
         self._training, self._validation = numbers[:border], numbers[border:]
-        self.fingerprint = _fingerprint([text])
+        self.fingerprint = fingerprint([text])
 
     def batches(self, plan: Plan, generator: torch.Generator) -> list[list[int]]:
         """Where each piece begins and ends in every stream."""
@@ -185,8 +187,6 @@ class LongText:
     ) -> tuple[Tensor, int, int, Tensor]:
         """The summed loss of this process's streams, how many characters are right, how many there are, the state."""
         start, stop = batch
-        if plan.batch < processes.count:
-            raise ValueError(f"expected a batch of at least {processes.count} streams, one a process, got {plan.batch}")
         length = len(self._training) // plan.batch
         streams = self._training[: length * plan.batch].view(plan.batch, length)[processes.rank :: processes.count]
         piece = streams[:, start : stop + 1].t().to(processes.device)
@@ -201,13 +201,17 @@ class LongText:
 
     @torch.no_grad()
     def judge(self, model: TextModel, device: torch.device) -> Scores:
-        """The scores on the last tenth of the text, read in one go."""
+        """The scores on the last tenth of the text, read from its first character to its last."""
         model.eval()
-        piece = self._validation.unsqueeze(1).to(device)
-        o, _ = model(piece[:-1])
-        loss = model.loss(o, piece[1:]).item() / max(1, len(piece) - 1)
-        accuracy = (o.argmax(2) == piece[1:]).double().mean().item()
-        return Scores(loss, accuracy, accuracy)
+        numbers = self._validation.unsqueeze(1).to(device)
+        state, loss, right = None, 0.0, 0
+        for start in range(0, len(numbers) - 1, JUDGED):
+            piece = numbers[start : start + JUDGED + 1]
+            o, state = model(piece[:-1], state)
+            loss += model.loss(o, piece[1:]).item()
+            right += int((o.argmax(2) == piece[1:]).sum())
+        count = max(1, len(numbers) - 1)
+        return Scores(loss / count, right / count, right / count)
 
 
 Lessons = LabelledTexts | LongText
@@ -267,6 +271,8 @@ class Training:
 
     def __init__(self, shape: Shape, plan: Plan, lessons: Lessons, processes: Processes) -> None:
         self.plan, self.lessons, self.processes = plan, lessons, processes
+        if isinstance(lessons, LongText) and plan.batch < processes.count:
+            raise ValueError(f"expected a batch of at least {processes.count} streams, one a process, got {plan.batch}")
         torch.manual_seed(plan.seed)
         self.model = TextModel(shape).to(processes.device)
         if plan.truncation is not None:
@@ -394,10 +400,22 @@ class Training:
         """Go on where `state` was taken.
 
         Raises:
-            ValueError: It was taken on other data, or in the middle of an epoch and there are several processes.
+            ValueError: It was taken on other data, or in the middle of an epoch and there are several processes; or it
+                does not fit together.
         """
+        try:
+            self._restore(state)
+        except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"expected a checkpoint that fits together, got one that does not: {reason}") from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
         if state["fingerprint"] != self.lessons.fingerprint:
             raise ValueError("expected the data that the training began with, got other texts")
+        if not isinstance(state["progress"], dict):
+            raise TypeError("no progress in it")
+        if self.scheduler is not None and set(state["scheduler"]) != set(_plain(self.scheduler.state_dict())):
+            raise TypeError("the state of another scheduler in it")
         progress = dict(state["progress"])
         if progress["batch"] > 0 and self.processes.count > 1:
             raise ValueError("expected one process to go on in the middle of an epoch, got several")
@@ -415,7 +433,8 @@ class Training:
         self._carried = None if state["carried"] is None else state["carried"].to(self.processes.device)
 
 
-def _fingerprint(texts: Sequence[str]) -> str:
+def fingerprint(texts: Sequence[str]) -> str:
+    """A number that other texts do not have."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode())
@@ -465,7 +484,8 @@ def sample(
     read = torch.tensor(numbers).unsqueeze(1)
     for _ in range(length):
         o, state = model(read, state)
-        scores = o[-1, 0].double() / temperature
+        scores = o[-1, 0].double()
+        scores = (scores - scores.max()) / temperature
         scores[UNKNOWN] = -math.inf
         number = int(torch.multinomial(scores.softmax(0), 1, generator=generator))
         drawn.append(number)

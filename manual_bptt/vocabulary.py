@@ -1,6 +1,7 @@
 """Text as numbers: characters, or words with the endings of those that are not known."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -58,7 +59,8 @@ class Vocabulary:
 
 
 def split(kind: str, text: str) -> list[str]:
-    """A text's characters, or its words and punctuation marks in lower case."""
+    """A text's characters, or its words and punctuation marks in lower case; accented letters as one character each."""
+    text = unicodedata.normalize("NFC", text)
     return list(text) if kind == "characters" else re.findall(r"\w+|[^\w\s]", text.lower())
 
 

@@ -16,7 +16,9 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,11 @@ import pytest
 import torch
 
 from manual_bptt import checkpoints, files, recurrence
-from manual_bptt.cli import main
+from manual_bptt.cli import main, train
 from manual_bptt.cli.model_file import read_model
+from manual_bptt.cli.predict import _as_trained
 from manual_bptt.cli.train import USUAL
+from manual_bptt.processes import joined
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ("--epochs", "2", "--hidden", "8", "--layers", "1")
@@ -55,6 +59,7 @@ def test_it_trains_judges_draws_and_writes(own: Path, capsys: pytest.CaptureFixt
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoint.pt",
         "confusion.png",
+        "history.json",
         "learning_curve.png",
         "model.pt",
     ]
@@ -62,7 +67,9 @@ def test_it_trains_judges_draws_and_writes(own: Path, capsys: pytest.CaptureFixt
         data = (folder / name).read_bytes()
         assert data.startswith(b"\x89PNG")
         assert int.from_bytes(data[16:20], "big") <= 880
-    assert re.search(r"data +\S*own.tsv\n +2 classes; \d+ texts to learn from, \d+ to test by", printed)
+    assert re.search(
+        r"data +\S*own.tsv\n +2 classes; \d+ texts to learn from, \d+ to judge epochs by, \d+ to test by", printed
+    )
     epochs = r"^epoch +\d+/12  loss \d\.\d{4}, accuracy \d\.\d{4}; validation loss"
     assert len(re.findall(epochs, printed, re.MULTILINE)) == 12
     for who in (r"this model \(\d+ s of training\)", r"naive Bayes on n-grams \(\d+ s\)"):
@@ -215,7 +222,8 @@ def test_a_full_disk_loses_nothing(
 
     monkeypatch.setattr(checkpoints, "write_atomically", full)
     assert run("train", "own.tsv", *QUICK, "--epochs", 4, "--output", "full") == 2
-    assert "No space left on device" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "No space left on device while writing to full; what was there is as it was. Go on with: bptt train" in error
     monkeypatch.undo()
     monkeypatch.chdir(own)
     assert run("train", "--resume", "full") == 0
@@ -247,10 +255,17 @@ def test_a_loss_that_is_no_number_says_where_and_what_may_help(own: Path, capsys
     error = capsys.readouterr().err
     assert re.match(
         r"bptt train: the loss is \S+ and the norm of the gradient \S+ at step \d+ of epoch \d: clipping "
-        r"\(--clip, now 1e\+30\) or a smaller --lr \(now 1e\+30\) may help; what was learned before is in wild\n$",
+        r"\(--clip, now 1e\+30\) or a smaller --lr \(now 1e\+30\) may help, in a new --output; what "
+        r"was learned up to epoch \d is in wild\n$",
         error,
     )
     assert Path("wild/checkpoint.pt").exists()
+
+
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser()
+    train.add_parser(parser.add_subparsers())
+    return parser
 
 
 def foreign(path: Path) -> None:
@@ -281,7 +296,7 @@ class Trap:
             lambda path: path.write_bytes((path.parent / "model.pt").read_bytes()),
             "to be a manual-bptt checkpoint, got a man",
         ),
-        (lambda path: path.unlink(), "No such file or directory"),
+        (lambda path: path.unlink(), "to hold a training, got runs/own without a checkpoint.pt"),
     ],
 )
 def test_a_foreign_checkpoint_is_refused(
@@ -297,12 +312,93 @@ def test_a_foreign_checkpoint_is_refused(
     assert not Path("executed").exists()
 
 
+@pytest.mark.parametrize("part", ["shape", "plan", "model", "optimizer", "scheduler", "progress", "random"])
+def test_a_checkpoint_that_does_not_fit_together_is_refused(
+    part: str, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", "own.tsv", *QUICK) == 0
+    path = Path("runs/own/checkpoint.pt")
+    content = torch.load(path)
+    for value in ({}, "x"):
+        torch.save({**content, "training": {**content["training"], part: value}}, path)
+        capsys.readouterr()
+        if part in ("shape", "plan", "random"):  # nothing is read of the first two, and at an epoch's end of the third
+            assert run("train", "--resume", "runs/own") == 0
+            continue
+        assert run("train", "--resume", "runs/own") == 2
+        assert "expected a checkpoint that fits together, got one that does not" in capsys.readouterr().err
+    for broken in ({"chosen": {}}, {"chosen": 3}, {"training": 3}):
+        torch.save({**content, **broken}, path)
+        assert run("train", "--resume", "runs/own") == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_only_the_first_process_writes_and_prints(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with joined("cpu") as processes:
+        options = build_parser().parse_args(["train", "own.tsv", *QUICK])
+        assert train._train(options, replace(processes, rank=1)) == 0
+    assert capsys.readouterr() == ("", "")
+    assert not Path("runs").exists()
+
+
+def test_a_second_ctrl_c_and_one_while_it_reports(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def twice(*_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("manual_bptt.cli.train._report", twice)
+    assert run("train", "own.tsv", *QUICK) == 130
+    told = "bptt train: interrupted; saved at the end of epoch 2. Go on with: bptt train --resume runs/own\n"
+    assert capsys.readouterr().err == told
+    monkeypatch.undo()
+    monkeypatch.chdir(own)
+    assert run("train", "--resume", "runs/own") == 0
+    assert "resumed   after the last epoch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "call", ["StepLR(step_size=0)", "OneCycleLR(max_lr=1, total_steps=1)", "CyclicLR(0.1, 0.2, step_size_up=0)"]
+)
+def test_a_scheduler_that_breaks_later_is_refused_at_once(
+    call: str, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", "own.tsv", "--epochs", 4, "--scheduler", call) == 2
+    assert "expected a scheduler" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_accents_are_read_as_they_were_trained_and_names_in_lower_case(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", "own.tsv", *QUICK) == 0
+    capsys.readouterr()
+    printed = []
+    for text in ("ka\u0301to", "k\u00e1to"):
+        assert run("predict", "runs/own/model.pt", "--top", 2, text) == 0
+        printed.append(capsys.readouterr().out.partition("\t")[2])
+    assert printed[0] == printed[1]
+    assert _as_trained("names", "NOVÁK") == "novák"
+    assert _as_trained("sentences", "Eine Frage") == "Eine Frage"
+
+
+def test_names_with_markup_are_shown_as_they_are(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own.tsv").rename("a[red]b.tsv")
+    assert run("train", "a[red]b.tsv", *QUICK, "--output", "x[/red]y") == 0
+    printed = capsys.readouterr().out
+    assert "a[red]b.tsv" in printed
+    assert "x[/red]y/model.pt" in printed
+    assert run("verify", "x[/red]y/model.pt") == 0
+
+
 def test_data_that_has_changed_is_refused(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", "own.tsv", *QUICK) == 0
-    with open("own.tsv", "a", encoding="utf-8") as file:
-        file.write("south\tanother\n")
-    assert run("train", "--resume", "runs/own") == 2
-    assert "expected the data that the training began with, got other texts" in capsys.readouterr().err
+    before = Path("own.tsv").read_text(encoding="utf-8")
+    for after in (f"{before}south\tanother\n", before.replace("north", "nord"), before.replace("kakasson", "kakassen")):
+        Path("own.tsv").write_text(after, encoding="utf-8")
+        assert run("train", "--resume", "runs/own") == 2
+        assert "expected the data that the training began with, got other texts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -310,20 +406,20 @@ def test_data_that_has_changed_is_refused(own: Path, capsys: pytest.CaptureFixtu
     [
         ((), "expected a TASK, names, sentences, text or a file, or --resume FOLDER, got neither"),
         (("absent.tsv",), "expected names, sentences, text, a file or a folder, got "),
-        (("own.tsv", "--vectors", "v.txt"), "--vectors is for words, got it with own.tsv"),
+        (("own.tsv", "--vectors", "v.txt"), "--vectors is for words, got tokens characters"),
         (("own.tsv", "--text", "own.tsv"), "--text is for the task text, got it with own.tsv"),
         (("own.tsv", "--steps", 3), "--steps is for the task text, got it with own.tsv"),
-        (("own.tsv", "--unknown", 0.1), "--unknown is for words, got it with own.tsv"),
+        (("own.tsv", "--unknown", 0.1), "--unknown is for words, got tokens characters"),
         (
             ("text", "--directions", 2),
-            "--directions 2 is for labelled texts: what follows would be read, got it with text",
+            "--directions 2 is for labelled texts, got it with text: what follows would be read",
         ),
         (("text", "--tokens", "words"), "--tokens words is for labelled texts, got it with text"),
         (("text", "--balance", 0.5), "--balance is for labelled texts, got it with text"),
         (("text", "--text", "own.tsv", "--batch", 500), "expected 10000 characters or more for 500 streams, got "),
         (
             ("own.tsv", "--truncation", "chunked(3)", "--engine", "nn.RNN"),
-            "--truncation is for the engine hand, got it",
+            "--truncation is for the engine hand, got nn.RNN",
         ),
         (
             ("own.tsv", "--truncation", "chunked(x)"),
@@ -332,10 +428,10 @@ def test_data_that_has_changed_is_refused(own: Path, capsys: pytest.CaptureFixtu
         (("own.tsv", "--scheduler", "Nope()"), "expected a scheduler to be one of "),
         (("own.tsv", "--nonlinearity", "sigmoid", "--engine", "nn.RNN"), "sigmoid"),
         (("own.tsv", "--tokens", "words", "--vectors", "absent.txt"), "No such file or directory: "),
-        (("--resume", "nowhere"), "No such file or directory: 'nowhere/checkpoint.pt'"),
+        (("--resume", "nowhere"), "expected --resume FOLDER to hold a training, got nowhere without a checkpoint.pt"),
         (
             ("--resume", "done", "--epochs", 3),
-            "expected nothing beside --resume but --device and --threads, got epochs",
+            "expected nothing beside --resume but --device and --threads, got --epochs",
         ),
         (
             ("own.tsv", "--output", "done"),
@@ -373,12 +469,29 @@ def test_bad_values_are_refused(arguments: tuple[Any, ...], message: str, capsys
     assert message in capsys.readouterr().err
 
 
-def test_word_vectors_to_begin_with(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_word_vectors_to_begin_with(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("v.txt").write_text("2 3\nkatosson 1 2 3\nkatoini -1 0 1\n", encoding="utf-8")
     assert run("train", "own.tsv", *QUICK, "--tokens", "words", "--vectors", "v.txt", "--output", "vectors") == 0
     printed = capsys.readouterr().out
     assert re.search(r"vectors   [12] of \d+ entries have one in .*v.txt", printed)
     assert read_model(Path("vectors/model.pt")).model.shape.embedding == 3
+    capsys.readouterr()
+    assert run("train", "own.tsv", "--tokens", "words", "--vectors", "v.txt", "--embedding", 4, "--output", "no") == 2
+    assert "expected --embedding 3, as long as the vectors in" in capsys.readouterr().err
+    seen = []
+    monkeypatch.setattr(
+        "manual_bptt.training.Training.run",
+        lambda training, *_: seen.append(training.model.embedding.weight.clone()) or False,
+    )
+    run("train", "own.tsv", *QUICK, "--tokens", "words", "--vectors", "v.txt", "--output", "begun")
+    rows = {tuple(row) for row in seen[0].tolist()}
+    assert rows & {(1.0, 2.0, 3.0), (-1.0, 0.0, 1.0)}
+    assert (0.0, 0.0, 0.0) in rows
+    monkeypatch.undo()
+    monkeypatch.chdir(own)
+    Path("v.txt").unlink()
     assert run("train", "--resume", "vectors") == 0
 
 
@@ -441,7 +554,7 @@ def test_verify_and_flow_refuse_what_a_model_has_of_its_own(own: Path, capsys: p
     assert "expected no --loss beside a model of bptt train, which has its own, got one" in capsys.readouterr().err
     Path("own.tsv").unlink()
     assert run("flow", "runs/own/model.pt", "--no-figures") == 2
-    assert "on which the model was trained, is not there any more" in capsys.readouterr().err
+    assert "on which the model was trained, to be there; flow takes others by --input" in capsys.readouterr().err
     Path("other.tsv").write_text("east\tkato\nwest\trami\n")
     assert run("flow", "runs/own/model.pt", "--no-figures", "--input", "other.tsv") == 2
     assert "expected labels that the model knows in other.tsv, got east, west" in capsys.readouterr().err

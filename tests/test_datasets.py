@@ -97,6 +97,7 @@ def test_splits_are_stratified_seeded_and_apart(make: str) -> None:
         ("Enter a valid date.", "Enter a valid time.", True),
         ("Enter a valid date.", "Choose any other time.", False),
         ("mac an bhaird", "mac an rí", False),
+        ("Enter a valid date.", "Enter a valid end date.", True),
     ],
 )
 def test_near_duplicates(one: str, other: str, near: bool) -> None:
@@ -146,6 +147,26 @@ def test_an_empty_folder_and_a_small_class_are_refused(tmp_path: Path) -> None:
         read(tmp_path)
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "absent")
+    alike = [f"enter a valid {word} here" for word in ("date", "time", "name", "place", "colour", "shape")]
+    texts = (*alike, "something else", "anything at all", "one", "two", "three", "four")
+    large = Dataset(texts, (0,) * 8 + (1,) * 4, ("a", "b"), "here")
+    for seed in range(5):
+        parts = split(large, seed)
+        assert [part.counts()[0] for part in parts] == [6, 1, 1]  # six near-duplicates are learned from
+        assert [part.counts()[1] for part in parts] == [2, 1, 1]
+    only = Dataset(
+        (
+            *alike,
+            "enter a valid thing here",
+            *(f"choose any other {w} now" for w in ("x", "yy")),
+            *(f"say some more {w} please" for w in ("x", "yy")),
+        ),
+        (0,) * 11,
+        ("a",),
+        "here",
+    )
+    with pytest.raises(ValueError, match="expected more texts under 'a' in here that are no near-duplicates"):
+        split(only, 0)
     few = Dataset(("one", "two", "three", "four", "five"), (0, 0, 0, 1, 1), ("a", "b"), "here")
     with pytest.raises(ValueError, match="expected three different texts or more under 'b' in here, got 2"):
         split(few, 0)

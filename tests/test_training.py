@@ -133,6 +133,68 @@ def test_it_goes_on_to_the_same_numbers(what: str, truncation: str | None, stop:
     ]
 
 
+@pytest.mark.parametrize(("what", "shape"), KINDS)
+def test_the_gradients_agree_all_along_a_training(what: str, shape: dict[str, Any]) -> None:
+    """Rounding is amplified by training itself, so each step is compared on the same parameters: those by hand."""
+    training = made(what, Plan(epochs=4, batch=16, steps=10, lr=5e-2), dtype="float64", **shape)
+    twin = TextModel(replace(training.model.shape, engine="nn.RNN"))
+    compared = 0
+    plan, lessons = training.plan, training.lessons
+    batches: Any = lessons.batches(plan, torch.Generator().manual_seed(0))
+
+    def compare(batch: int, of: int) -> bool:
+        nonlocal compared
+        twin.load_state_dict(training.model.state_dict())
+        found = []
+        for model in (training.model, twin):
+            torch.manual_seed(batch)  # the same dropout
+            model.train()
+            loss = lessons.step(model, batches[(batch - 1) % len(batches)], plan, ALONE, None)[0]
+            found.append([loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))])
+        for one, two in zip(*found, strict=True):
+            assert (one - two).norm() <= 1e-11 * two.norm() + 1e-14
+        compared += 1
+        return False
+
+    training.run(after_step=compare)
+    assert compared >= 12
+
+
+def test_clipping_bounds_what_a_step_does() -> None:
+    moved = []
+    for clip in (None, 1e-3):
+        training = made("names", Plan(epochs=1, batch=16, optimizer="SGD", lr=1.0, clip=clip), dropout=0.0)
+        before = copy.deepcopy(list(training.model.parameters()))
+        training.run(after_step=lambda batch, batches: True)
+        squares = [(one - two).square().sum() for one, two in zip(training.model.parameters(), before, strict=True)]
+        moved.append(torch.stack(squares).sum().sqrt().item())
+    assert moved[1] == pytest.approx(1e-3, rel=1e-4)
+    assert moved[0] > 0.01
+
+
+def test_dropout_is_on_what_is_read_and_on_the_last_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    right = torch.nn.functional.dropout
+    monkeypatch.setattr(
+        torch.nn.functional, "dropout", lambda x, p, on: seen.append((tuple(x.shape), p, on)) or right(x, p, on)
+    )
+    model = TextModel(Shape(5, 3, 4, 6, bidirectional=True, dropout=0.3))
+    model([torch.tensor([1, 2, 3]), torch.tensor([2])])
+    assert seen == [((4, 4), 0.3, True), ((2, 12), 0.3, True)]
+    model.eval()
+    model([torch.tensor([1, 2, 3])])
+    assert seen[2:] == [((3, 4), 0.3, False), ((1, 12), 0.3, False)]
+
+
+def test_a_long_text_is_judged_in_pieces_as_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = made("text", dtype="float64")
+    whole = training.lessons.judge(training.model, ALONE.device)
+    monkeypatch.setattr(loop, "JUDGED", 7)
+    pieces = training.lessons.judge(training.model, ALONE.device)
+    assert pieces.loss == pytest.approx(whole.loss, rel=1e-12)
+    assert pieces.accuracy == whole.accuracy
+
+
 def test_an_epoch_sees_every_text_once_and_texts_of_a_length_together() -> None:
     lessons = labelled(few())
     batches = lessons.batches(Plan(batch=16), torch.Generator().manual_seed(0))

@@ -37,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flow.add_parser(commands)
     train.add_parser(commands)
     predict.add_parser(commands)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and hasattr(options, "texts") and not any(each.startswith("-") for each in rest):
+        options.texts += rest  # MODEL --top 1 TEXT: argparse takes texts next to MODEL alone
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an old terminal may have no ✓
     try:

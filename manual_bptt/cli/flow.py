@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RADII = (0.5, 0.9, 1.0, 1.1, 1.5)
 USUAL = {"hidden": 32, "steps": 60, "batch": 16}
-DECOMPOSED = 1e9  # about how many multiplications singular values may take: steps · rows · H³
+DECOMPOSED = 1e8  # about how many multiplications singular values may take: steps · rows · H³
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +129,9 @@ def run(options: argparse.Namespace) -> int:
     if options.json is not None:
         check_writable(options.json)
     figures = {} if options.no_figures else _figures(options.output)
-    findings = find(_source(options), options.draws)
+    source = _source(options)
+    print("\n".join(source.told), flush=True)
+    findings = find(source, options.draws)
     print("\n".join(_told(findings)))
     drawn_figures = {path: made for path, draw in figures.items() if (made := draw(findings)) is not None}
     if drawn_figures:
@@ -197,7 +199,6 @@ def find(source: Source, draws: int) -> Findings:
 
 def _told(findings: Findings) -> Iterator[str]:
     """What is printed, line by line."""
-    yield from findings.source.told
     yield f"\n{findings.flow}"
     several = len(findings.flow.layers) > 1
     for nonlinearity, by_radius in findings.radii.items():

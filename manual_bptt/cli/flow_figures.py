@@ -151,7 +151,8 @@ def truncations(findings: "Findings") -> Figure | None:
     for index, name in enumerate(("chunked", "windowed", "randomized")):
         mine = [findings.truncations[states][index] for states in held]
         style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "label": name}
-        panels[0].plot(held, [each.bias or math.nan for each in mine], **style)
+        known = [each.bias if each.draws == 0 else 0.0 for each in mine]  # drawn ones have none: what is found is noise
+        panels[0].plot(held, [bias or math.nan for bias in known], **style)
         panels[1].plot(held, [each.deviation or math.nan for each in mine], **style)
         panels[2].plot(held, [each.error for each in mine], **style)
         missed = [(states, each.error) for states, each in zip(held, mine, strict=True) if not each.is_seen]

@@ -189,8 +189,6 @@ def trained(model: Path, file: Path | None, steps: int, batch: int, seed: int) -
     x, lengths, loss = as_read(read, drawn_texts)
     network = read.model.recurrence
     assert isinstance(network, RNN)
-    if x.shape[0] > LONGEST:
-        raise ValueError(f"expected texts of at most {LONGEST} steps, got one of {x.shape[0]}")
     of = "every next character" if lengths is None else "the class, after the last step"
     told = (
         f"network    {network}, f = {network.nonlinearity}, trained, from {model}",

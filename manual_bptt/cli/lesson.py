@@ -12,6 +12,8 @@ from manual_bptt import datasets
 from manual_bptt.cli.model_file import ModelFile
 from manual_bptt.data import english_text, english_text_source
 
+LONGEST = 400  # steps of a text that is looked at
+
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
@@ -54,7 +56,9 @@ def lesson(read: ModelFile, file: Path | None, steps: int, batch: int, seed: int
         return Lesson(pieces[:-1], pieces[1:], f"{batch} of T = {steps} characters from {source}")
     known = {"names": datasets.names, "sentences": datasets.sentences}
     if file is None and read.task not in known and not Path(read.task).exists():
-        raise ValueError(f"expected --input, since {read.task}, on which the model was trained, is not there any more")
+        raise ValueError(
+            f"expected {read.task}, on which the model was trained, to be there; flow takes others by --input"
+        )
     if file is None and read.task in known:
         dataset = known[read.task]()
     else:
@@ -62,8 +66,12 @@ def lesson(read: ModelFile, file: Path | None, steps: int, batch: int, seed: int
     missing = sorted(set(dataset.classes) - set(read.classes))
     if missing:
         raise ValueError(f"expected labels that the model knows in {dataset.source}, got {', '.join(missing[:5])}")
-    chosen = torch.randperm(len(dataset), generator=generator)[:batch].tolist()
-    texts = [torch.tensor(read.vocabulary.encode(dataset.texts[place])) for place in chosen]
+    encoded = {place: read.vocabulary.encode(text) for place, text in enumerate(dataset.texts)}
+    usable = [place for place, numbers in encoded.items() if 2 <= len(numbers) <= LONGEST]
+    if not usable:
+        raise ValueError(f"expected texts of 2 to {LONGEST} {read.vocabulary.kind} in {dataset.source}, got none")
+    chosen = [usable[place] for place in torch.randperm(len(usable), generator=generator)[:batch].tolist()]
+    texts = [torch.tensor(encoded[place]) for place in chosen]
     labels = torch.tensor([read.classes.index(dataset.classes[dataset.labels[place]]) for place in chosen])
     return Lesson(texts, labels, f"{len(texts)} texts from {dataset.source}")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from manual_bptt import checkpoints
 from manual_bptt.text_model import Shape, TextModel
-from manual_bptt.vocabulary import Vocabulary
+from manual_bptt.vocabulary import KINDS, Vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +63,11 @@ def read_model(path: Path) -> ModelFile:
         raise ValueError(
             f"expected {path} to be a whole model, got one that does not fit together: {reason}"
         ) from error
+    texts = (*vocabulary.entries, *classes, made.task, made.source, made.text or "")
+    if not all(isinstance(each, str) for each in texts) or vocabulary.kind not in KINDS:
+        raise ValueError(f"expected {path} to be a whole model, got names that are no texts, or other tokens")
+    if not all(value.isfinite().all() for value in model.parameters()):
+        raise ValueError(f"expected {path} to be a whole model, got parameters that are no numbers")
     if len(vocabulary) != shape.entries or shape.outputs != (len(classes) or shape.entries):
         raise ValueError(f"expected {path} to be a whole model, got a vocabulary or classes of another size")
     return made

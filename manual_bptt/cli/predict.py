@@ -54,6 +54,8 @@ def run_predict(options: argparse.Namespace) -> int:
     read = read_model(options.model)
     if not read.classes:
         raise ValueError(f"expected a model with classes, got {options.model}, which writes text: bptt sample")
+    if not all(options.texts):
+        raise ValueError("expected a text, got an empty one")
     for text in options.texts or _lines():
         probabilities = predict(read.model, read.vocabulary, _as_trained(read.task, text))
         best = probabilities.sort(descending=True, stable=True)
@@ -61,7 +63,7 @@ def run_predict(options: argparse.Namespace) -> int:
             f"{read.classes[label]} {share:.3f}"
             for share, label in zip(best.values[: options.top].tolist(), best.indices.tolist(), strict=False)
         ]
-        print("\t".join([text, *told]))
+        print("\t".join([" ".join(text.split()), *told]))
     return 0
 
 

@@ -5,6 +5,8 @@ SIGTERM).
 """
 
 import argparse
+import json
+import math
 import signal
 import sys
 import time
@@ -21,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from manual_bptt import checkpoints, datasets
 from manual_bptt.activations import ACTIVATIONS
-from manual_bptt.calls import truncation_of
+from manual_bptt.calls import check_scheduler, truncation_of
 from manual_bptt.cli.arguments import positive, whole
 from manual_bptt.data import english_text, english_text_source
 from manual_bptt.files import write_atomically
@@ -38,11 +40,12 @@ from manual_bptt.training import (
     Plan,
     Scores,
     Training,
+    fingerprint,
     judged,
 )
 from manual_bptt.vocabulary import KINDS, Vocabulary, read_vectors
 
-NON_FINITE = 1
+NON_FINITE, UNUSABLE = 1, 2
 # What each task begins with where nothing else is said; FILE as names.
 USUAL: dict[str, dict[str, Any]] = {
     "names": {
@@ -124,7 +127,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--scheduler", metavar="CALL", help='one of torch.optim, "StepLR(step_size=5)" (default: a cosine down to 0)'
     )
-    parser.add_argument("--clip", type=positive, metavar="θ", help="norm of the gradient at most (default: 1)")
+    parser.add_argument("--clip", type=_bound, metavar="θ", help="the gradient's norm at most, or none (default: 1)")
     parser.add_argument("--truncation", metavar="CALL", help='"chunked(20)", "windowed(5)", "randomized(0.9)"')
     parser.add_argument("--balance", type=_share, metavar="P", help="draw texts of a class of n n^-P times as often")
     parser.add_argument("--unknown", type=_share, metavar="P", help="read a word as its ending with probability P")
@@ -132,6 +135,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--threads", type=whole(1, 256), metavar="N", help="CPU threads (default: torch's)")
     parser.set_defaults(run=run)
+
+
+def _bound(text: str) -> float:
+    return math.inf if text == "none" else positive(text)
 
 
 def _share(text: str) -> float:
@@ -155,40 +162,54 @@ def run(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     try:
         with joined(options.device) as processes:
-            return _train(options, processes)
+            try:
+                return _train(options, processes)
+            except (ValueError, OSError, RuntimeError):
+                if processes.leads:
+                    raise
+                return UNUSABLE  # the first process says why
     finally:
         torch.set_num_threads(before)
 
 
 def _train(options: argparse.Namespace, processes: Processes) -> int:
-    console = Console(highlight=False, quiet=not processes.leads)
+    console = Console(highlight=False, markup=False, quiet=not processes.leads)
+    saved = None
     if options.resume is not None:
-        folder = options.resume
-        saved = checkpoints.load(folder / "checkpoint.pt", checkpoints.CHECKPOINT)
         _refuse_beside_resume(options)
+        folder = options.resume
+        if not (folder / "checkpoint.pt").exists():
+            raise ValueError(f"expected --resume FOLDER to hold a training, got {folder} without a checkpoint.pt")
+        saved = checkpoints.load(folder / "checkpoint.pt", checkpoints.CHECKPOINT)
+        if not isinstance(saved.get("chosen"), dict) or not isinstance(saved.get("training"), dict):
+            raise ValueError(f"expected {folder / 'checkpoint.pt'} to be whole, got one that lacks something")
         chosen = saved["chosen"]
+        if options.threads is None and isinstance(chosen.get("threads"), int):
+            torch.set_num_threads(chosen["threads"])  # sums are added up in another order by another number
     else:
         if options.task is None:
             raise ValueError("expected a TASK, names, sentences, text or a file, or --resume FOLDER, got neither")
-        chosen = _chosen(options)
+        chosen = _chosen(options) | {"threads": torch.get_num_threads()}
         folder = options.output or Path("runs", Path(options.task).stem or "task")
-        saved = None
-        if (folder / "checkpoint.pt").exists():
+        if processes.leads and (folder / "checkpoint.pt").exists():  # for the others it may be that of this training
             raise ValueError(
                 f"expected a new folder, got {folder}, which holds a training: --resume {folder}, or --output"
             )
-    task = _task(chosen)
-    shape, plan = _shape_and_plan(chosen, task)
-    training = Training(shape, plan, task.lessons, processes)
-    if chosen["vectors"] is not None and saved is None:
-        assert training.model.embedding is not None
-        table, known = read_vectors(Path(chosen["vectors"]), task.lessons.vocabulary, shape.embedding)
-        training.model.embedding.weight.data.copy_(table)
-        told = f"{known} of {len(task.lessons.vocabulary)} entries have one in {chosen['vectors']}"
-        console.print(f"vectors   {told}", soft_wrap=True)
+    try:
+        task = _task(chosen)
+        vectors = _vectors(chosen, task) if saved is None else None
+        training = Training(*_shape_and_plan(chosen, task), task.lessons, processes)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"expected choices that fit together in {folder}, got others: {error}") from error
+    if vectors is not None and training.model.embedding is not None:
+        training.model.embedding.weight.data.copy_(vectors[0])
     if saved is not None:
         training.restore(saved["training"])
-    _tell(console, task, training, folder)
+    _tell(console, task, training)
+    if vectors is not None:
+        console.print(
+            f"vectors   {vectors[1]} of {len(vectors[0])} entries have one in {chosen['vectors']}", soft_wrap=True
+        )
 
     def save() -> None:
         if processes.leads:
@@ -197,25 +218,52 @@ def _train(options: argparse.Namespace, processes: Processes) -> int:
 
     if processes.leads:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".checkpoint.pt.*"):  # of a process that was killed while it wrote
+            left.unlink()
     save()  # before anything is computed: a full disk or an unwritable folder shows now
-    try:
-        finished, stopped = _loop(console, training, save)
-    except NonFiniteError as error:
-        print(f"bptt train: {error}; what was learned before is in {folder}", file=sys.stderr)
-        return NON_FINITE
+    with _signals() as noted:
+        try:
+            finished = _loop(console, training, save, noted)
+            if finished and processes.leads:
+                _report(console, task, training, folder)
+            elif processes.count == 1 and not finished:
+                save()
+        except NonFiniteError as error:
+            said = f"{error}, in a new --output; what was learned up to epoch {training.progress.epoch} is in {folder}"
+            return _stopped(processes, said, NON_FINITE)
+        except OSError as error:
+            said = f"{error} while writing to {folder}; what was there is as it was"
+            return _stopped(processes, f"{said}. Go on with: bptt train --resume {folder}", UNUSABLE)
+        except KeyboardInterrupt:
+            kept = f"the end of epoch {training.progress.epoch}"
+            said = f"interrupted; saved at {kept}. Go on with: bptt train --resume {folder}"
+            return _stopped(processes, said, 128 + signal.SIGINT)
     if not finished:
-        if processes.count == 1:
-            save()
         where = f"step {training.progress.batch} of epoch {training.progress.epoch + 1}"
         kept = where if processes.count == 1 else f"the end of epoch {training.progress.epoch}"
-        if processes.leads:
-            print(
-                f"bptt train: interrupted; saved at {kept}. Go on with: bptt train --resume {folder}", file=sys.stderr
-            )
-        return 128 + stopped
-    if processes.leads:
-        _report(console, task, training, folder)
+        said = f"interrupted; saved at {kept}. Go on with: bptt train --resume {folder}"
+        return _stopped(processes, said, 128 + (noted or [signal.SIGTERM])[0])
     return 0
+
+
+def _stopped(processes: Processes, said: str, status: int) -> int:
+    """Say why a training has stopped, once for all processes."""
+    if processes.leads:
+        print(f"bptt train: {said}", file=sys.stderr)
+    return status
+
+
+def _vectors(chosen: dict[str, Any], task: Task) -> tuple[torch.Tensor, int] | None:
+    """The word vectors to begin with, and for how many entries there is one; their length goes into what was chosen."""
+    if chosen["vectors"] is None:
+        return None
+    found = read_vectors(Path(chosen["vectors"]), task.lessons.vocabulary, None)
+    size = found[0].shape[1]
+    if chosen["embedding"] not in (None, size):
+        file = chosen["vectors"]
+        raise ValueError(f"expected --embedding {size}, as long as the vectors in {file}, got {chosen['embedding']}")
+    chosen["embedding"] = size
+    return found
 
 
 def _refuse_beside_resume(options: argparse.Namespace) -> None:
@@ -224,7 +272,7 @@ def _refuse_beside_resume(options: argparse.Namespace) -> None:
         for name, value in vars(options).items()
         if name not in ("command", "run", "resume", "device", "threads")
     }
-    given = [name for name, value in others.items() if value is not None]
+    given = [f"--{name}" if name != "task" else "a TASK" for name, value in others.items() if value is not None]
     if given:
         raise ValueError(f"expected nothing beside --resume but --device and --threads, got {', '.join(given)}")
 
@@ -240,25 +288,35 @@ def _chosen(options: argparse.Namespace) -> dict[str, Any]:
     chosen |= {
         name: value if getattr(options, name) is None else getattr(options, name) for name, value in others.items()
     }
+    chosen["clip"] = None if chosen["clip"] == math.inf else chosen["clip"]
     chosen["task"] = options.task if options.task in USUAL else str(Path(options.task).resolve())
     for name in ("text", "vectors"):
         file = getattr(options, name)
         chosen[name] = None if file is None else str(file.resolve())
     long = options.task == "text"
+    labelled, words = (
+        f"is for labelled texts, got it with {options.task}",
+        f"is for words, got tokens {chosen['tokens']}",
+    )
+    of_text = f"is for the task text, got it with {options.task}"
     wrong = {
-        "--text": (options.text is not None and not long, "is for the task text"),
-        "--steps": (options.steps is not None and not long, "is for the task text"),
-        "--balance": (options.balance is not None and long, "is for labelled texts"),
-        "--unknown": (chosen["unknown"] > 0 and chosen["tokens"] != "words", "is for words"),
-        "--tokens words": (long and chosen["tokens"] == "words", "is for labelled texts"),
-        "--directions 2": (long and chosen["directions"] == 2, "is for labelled texts: what follows would be read"),
-        "--vectors": (options.vectors is not None and chosen["tokens"] != "words", "is for words"),
-        "--truncation": (chosen["truncation"] is not None and chosen["engine"] != "hand", "is for the engine hand"),
+        "--text": (options.text is not None and not long, of_text),
+        "--steps": (options.steps is not None and not long, of_text),
+        "--balance": (options.balance is not None and long, labelled),
+        "--unknown": (chosen["unknown"] > 0 and chosen["tokens"] != "words", words),
+        "--tokens words": (long and chosen["tokens"] == "words", labelled),
+        "--directions 2": (long and chosen["directions"] == 2, f"{labelled}: what follows would be read"),
+        "--vectors": (options.vectors is not None and chosen["tokens"] != "words", words),
+        "--truncation": (
+            chosen["truncation"] is not None and chosen["engine"] != "hand",
+            f"is for the engine hand, got {chosen['engine']}",
+        ),
     }
     for name, (is_wrong, reason) in wrong.items():
         if is_wrong:
-            raise ValueError(f"{name} {reason}, got it with {options.task}")
+            raise ValueError(f"{name} {reason}")
     truncation_of(chosen["truncation"], 0)
+    check_scheduler(chosen["scheduler"], chosen["epochs"])
     if chosen["vectors"] is not None and options.embedding is None:
         chosen["embedding"] = None  # as long as the vectors are
     return chosen
@@ -284,26 +342,27 @@ def _task(chosen: dict[str, Any]) -> Task:
     training, validation, test = datasets.split(dataset, chosen["seed"])
     vocabulary = Vocabulary.of(chosen["tokens"], training.texts)
     lessons = LabelledTexts(training, validation, vocabulary)
+    lessons.fingerprint = fingerprint([lessons.fingerprint, *test.texts, *map(str, test.labels)])
     return Task(name, lessons, test, training, dataset.classes, dataset.source)
 
 
 def _shape_and_plan(chosen: dict[str, Any], task: Task) -> tuple[Shape, Plan]:
-    vocabulary = task.lessons.vocabulary
-    embedding = chosen["embedding"]
-    if embedding is None:
-        embedding = read_vectors(Path(chosen["vectors"]), vocabulary, None)[0].shape[1]
     shape = Shape(
-        len(vocabulary), task.lessons.outputs, embedding, bidirectional=chosen["directions"] == 2,
+        len(task.lessons.vocabulary), task.lessons.outputs, chosen["embedding"],
+        bidirectional=chosen["directions"] == 2,
         **{name: chosen[name] for name in ("hidden", "layers", "nonlinearity", "dropout", "engine", "dtype")},
     )  # fmt: skip
     return shape, Plan(**{each.name: chosen[each.name] for each in fields(Plan)})
 
 
-def _tell(console: Console, task: Task, training: Training, folder: Path) -> None:
+def _tell(console: Console, task: Task, training: Training) -> None:
     """What is trained, on what, and how."""
     shape, plan, processes = training.model.shape, training.plan, training.processes
     if task.training is not None and task.test is not None:
-        sizes = f"{len(task.training)} texts to learn from, {len(task.test)} to test by, near-duplicates on one side"
+        validation = len(task.lessons.validation) if isinstance(task.lessons, LabelledTexts) else 0
+        sizes = (
+            f"{len(task.training)} texts to learn from, {validation} to judge epochs by, {len(task.test)} to test by"
+        )
         lines = [f"data      {task.source}", f"          {len(task.classes)} classes; {sizes}"]
     else:
         lines = [f"data      {task.source}; the last tenth to judge by"]
@@ -314,12 +373,14 @@ def _tell(console: Console, task: Task, training: Training, folder: Path) -> Non
         f"model     {shape.entries} {task.lessons.vocabulary.kind} as {read}, {shape.layers} × {shape.hidden} "
         f"{shape.nonlinearity} units{directions}, {shape.outputs} outputs, {parameters} parameters",
         f"gradient  {'by hand' if shape.engine == 'hand' else 'of torch.nn.RNN, by autograd'}, {shape.dtype}, "
-        f"{processes.device.type}, clipped to {plan.clip:g}"
+        f"{processes.device.type}, {'not clipped' if plan.clip is None else f'clipped to {plan.clip:g}'}"
         + (f", {plan.truncation}" if plan.truncation else "")
         + (f", {processes.count} processes" if processes.count > 1 else ""),
         f"training  {plan.epochs} epochs, batches of {plan.batch}, {plan.optimizer}, lr {plan.lr:g}, seed {plan.seed}",
     ]
-    if training.progress.epoch or training.progress.batch:
+    if training.is_done:
+        lines.append("resumed   after the last epoch")
+    elif training.progress.epoch or training.progress.batch:
         lines.append(f"resumed   after step {training.progress.batch} of epoch {training.progress.epoch + 1}")
     console.print("\n".join(lines), soft_wrap=True)
 
@@ -330,9 +391,9 @@ def _signals() -> Iterator[list[int]]:
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if noted and number == signal.SIGINT:
-            raise KeyboardInterrupt
         noted.append(number)
+        if noted.count(signal.SIGINT) > 1:
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -342,15 +403,15 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _loop(console: Console, training: Training, save: Callable[[], None]) -> tuple[bool, int]:
-    """Train; return whether it was finished, and by which signal it was not."""
+def _loop(console: Console, training: Training, save: Callable[[], None], noted: list[int]) -> bool:
+    """Train; return whether it was finished, or a signal was noted."""
     epoch, told = TextColumn("epoch {task.fields[epoch]}"), TextColumn("{task.fields[told]}")
     bar = None
     if console.is_terminal:
         bar = Progress(epoch, BarColumn(30), MofNCompleteColumn(), told, console=console, transient=True)
     long = isinstance(training.lessons, LongText)
     unit = "characters" if long else "texts"
-    with _signals() as noted, bar or nullcontext():
+    with bar or nullcontext():
         shown = bar.add_task("", epoch=1, told="") if bar is not None else None
 
         def after_step(batch: int, batches: int) -> bool:
@@ -367,8 +428,7 @@ def _loop(console: Console, training: Training, save: Callable[[], None]) -> tup
             line = _epoch_line(len(training.progress.history), training.plan.epochs, epoch, long)
             console.print(line, soft_wrap=True)
 
-        finished = training.run(after_step, after_epoch)
-    return finished, noted[0] if noted else 0
+        return training.run(after_step, after_epoch)
 
 
 def _epoch_line(number: int, epochs: int, epoch: Epoch, long: bool) -> str:
@@ -415,7 +475,10 @@ def _report(console: Console, task: Task, training: Training, folder: Path) -> N
         "results": results,
     }
     checkpoints.save(folder / "model.pt", checkpoints.MODEL, content)
-    written = [folder / "model.pt"]
+    epochs = [{**asdict(epoch), "validation": _plain(epoch.validation)} for epoch in training.progress.history]
+    history = {"losses": training.progress.losses, "epochs": epochs, "results": results}
+    write_atomically(folder / "history.json", json.dumps(history, indent=1).encode())
+    written = [folder / "model.pt", folder / "history.json"]
     try:
         from manual_bptt.cli import train_figures
     except ModuleNotFoundError:
@@ -431,6 +494,10 @@ def _report(console: Console, task: Task, training: Training, folder: Path) -> N
     tried = "bptt sample" if task.test is None else "bptt predict"
     rest = "" if task.test is None else " TEXT…"
     console.print(f"try it:  {tried} {folder / 'model.pt'}{rest}", soft_wrap=True)
+
+
+def _plain(scores: Scores) -> dict[str, float]:
+    return {"loss": scores.loss, "accuracy": scores.accuracy, "macro": scores.macro}
 
 
 def _scores(found: torch.Tensor, labels: torch.Tensor, classes: int) -> Scores:

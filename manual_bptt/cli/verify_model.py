@@ -36,7 +36,7 @@ def verify_model(path: Path, batch: int, seed: int, console: Console) -> dict[st
     drawn = lesson(read, None, STEPS, batch, seed)
     drawn = replace(drawn, targets=(drawn.targets + 1) % read.model.shape.outputs)
     what = "class" if read.classes else "character"
-    console.print(f"{path}: {drawn.told}", soft_wrap=True)
+    console.print(f"{path}: {drawn.told}", soft_wrap=True, markup=False)
     console.print(f"Each target is the {what} after the right one: what has been learned has next to no gradient.")
     of_torch = read.model.shape.nonlinearity in OF_TORCH
     twin = _made(read, "nn.RNN" if of_torch else "hand", torch.float64)
