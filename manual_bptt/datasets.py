@@ -216,10 +216,11 @@ def split(dataset: Dataset, seed: int, part: float = 0.1) -> tuple[Dataset, Data
             )
         lacking = max(1, round(part * sum(map(len, of_class))))
         order = [of_class[place] for place in torch.randperm(len(of_class), generator=generator).tolist()]
-        order.sort(key=len, reverse=True)  # stable: those of one size stay in any order, and single texts come last
+        largest = max(range(len(order)), key=lambda place: len(order[place]))
+        order.insert(0, order.pop(largest))  # which is learned from
         for texts in chosen[1:]:
             left = lacking
-            for place in reversed(range(1, len(order))):  # the largest is learned from
+            for place in reversed(range(1, len(order))):
                 if len(order[place]) <= left:
                     left -= len(order[place])
                     texts += order.pop(place)
