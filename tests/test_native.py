@@ -254,15 +254,15 @@ def test_without_the_library_everything_runs(monkeypatch: pytest.MonkeyPatch) ->
         kernels.use("native").__enter__()
 
 
-def test_a_planted_mistake_is_seen() -> None:
+def test_a_planted_mistake_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparisons above fail for a W that is not transposed: a test of `both`."""
     right = native._run
 
     def wrong(backward: int, steps: Tensor, first: Tensor, W: Tensor, *rest: object) -> None:
         right(backward, steps, first, W.t(), *rest)  # type: ignore[arg-type]
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(AssertionError):
-        patch.setattr(native, "_run", wrong)
+    monkeypatch.setattr(native, "_run", wrong)
+    with pytest.raises(AssertionError):
         both(4, 3, 9, torch.float64, "tanh")
 
 
@@ -286,7 +286,8 @@ def test_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> Non
         f'#include "{source}"\n'
         "int main(void) {\n"
         "  for (int isa = 0; isa <= manual_bptt_isa(); isa++) for (int wide = 0; wide < 2; wide++)\n"
-        "  for (int64_t H = 1; H < 70; H += 3) for (int64_t B = 1; B < 9; B++) for (int back = 0; back < 2; back++) {\n"
+        "  for (int64_t H = 1; H < 70; H += 3) for (int64_t B = 1; B < 9; B++)\n"
+        "  for (int back = 0; back < 2; back++) {\n"
         "    int64_t T = 3, size = wide ? 8 : 4, starts[4] = {0, B, 2 * B, 2 * B + (B + 1) / 2}, N = starts[3];\n"
         "    void *a = calloc(N * H, size), *d = calloc(N * H, size), *W = calloc(H * H, size);\n"
         "    double xi[3] = {1, 0.5, 0};\n"
