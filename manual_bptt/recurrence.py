@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
-from manual_bptt import lags
+from manual_bptt import kernels, lags
 from manual_bptt.activations import Activation
 from manual_bptt.autocast import without_autocast
 from manual_bptt.kernels import eager
@@ -58,7 +58,7 @@ def states(
     in_place: bool,
 ) -> Tensor:
     """F1, F2: all states h (T, B, H), 0 after a sequence's end; in_place unless somebody watches."""
-    kernel = eager.forward if in_place else eager.functional_forward
+    kernel = kernels.forward if in_place else eager.functional_forward
     h = kernel(input_part(x, U, b), h0, W, settings.activation, settings.sizes)
     return h if ended is None else h.masked_fill(ended, 0)
 
@@ -97,7 +97,7 @@ def through_time(dh: Tensor, h: Tensor, W: Tensor, ended: Tensor | None, setting
     if settings.window is not None:
         total = lags.within(dh, slope, W.conj(), settings.activation, settings.sizes, settings.window)  # B3 by B9
         return settings.activation.times(slope, total)  # B4
-    kernel = eager.functional_backward if torch.is_grad_enabled() or watched(dh, h, W) else eager.backward
+    kernel = eager.functional_backward if torch.is_grad_enabled() or watched(dh, h, W) else kernels.backward
     return kernel(dh, slope, W.conj(), settings.activation, settings.sizes, settings.xi)
 
 

@@ -155,10 +155,9 @@ def test_gradient_penalty_of_the_loss_reaches_every_parameter(device):
 
 
 def test_the_functional_backward_is_taken_only_for_create_graph(monkeypatch, device):
-    eager = import_module("manual_bptt.kernels.eager")
     calls: Counter[str] = Counter()
-    for name in ("backward", "functional_backward"):
-        count(monkeypatch, eager, name, calls)
+    for module, name in (("kernels", "backward"), ("kernels.eager", "functional_backward")):
+        count(monkeypatch, import_module(f"manual_bptt.{module}"), name, calls)
     problem = make_problem().to(device)
     by_functions(problem)
     assert calls == {"backward": 1}

@@ -37,9 +37,9 @@ from manual_bptt.activations import ACTIVATIONS
 from torch_reference import central_difference, complex_step
 
 # modules of the package, past the functions of the same names
-eager, recurrence, readout, losses, network, targets = (
+kernels, eager, recurrence, readout, losses, network, targets = (
     import_module(f"manual_bptt.{name}")
-    for name in ("kernels.eager", "recurrence", "readout", "losses", "network", "targets")
+    for name in ("kernels", "kernels.eager", "recurrence", "readout", "losses", "network", "targets")
 )
 EXACT = TOLERANCE[torch.float64]
 
@@ -189,7 +189,7 @@ def h0_forgotten(right: Any, a: Tensor, h0: Tensor, W: Tensor, activation: Any, 
     return right(a, torch.zeros_like(h0), W, activation)
 
 
-KERNEL = ((eager, "backward"), (eager, "functional_backward"))
+KERNEL = ((kernels, "backward"), (eager, "functional_backward"))
 THROUGH_TIME = INTO | {"da", "dh"}
 IN_READOUT_AND_NETWORK = (readout, network)
 SOFTMAX_GRADIENT = ((losses, "cross_entropy_output_gradient"),)
@@ -238,7 +238,7 @@ PLANTS = [
     Plant("softmax without the minus", SOFTMAX_GRADIENT, softmax_without_the_minus, EVERY_GRADIENT),
     Plant("weights of the steps left out", SOFTMAX_GRADIENT, everything_counts, EVERY_GRADIENT),
     Plant("mean over ignored steps too", ((targets, "_weights"),), mean_over_all_steps, EVERY_GRADIENT | {"loss"}),
-    Plant("h0 forgotten", ((eager, "forward"),), h0_forgotten, EVERYTHING),
+    Plant("h0 forgotten", ((kernels, "forward"),), h0_forgotten, EVERYTHING),
 ]
 
 

@@ -30,8 +30,8 @@ import manual_bptt
 # one layer has no dropout after it: torch says so in both classes
 pytestmark = pytest.mark.filterwarnings("ignore:dropout option adds dropout:UserWarning")
 
-eager, layouts, modules, recurrence = (
-    import_module(f"manual_bptt.{name}") for name in ("kernels.eager", "layouts", "modules", "recurrence")
+kernels, eager, layouts, modules, recurrence = (
+    import_module(f"manual_bptt.{name}") for name in ("kernels", "kernels.eager", "layouts", "modules", "recurrence")
 )
 EXACT = TOLERANCE[torch.float64]
 T, B, D, H = 4, 3, 2, 5
@@ -375,13 +375,13 @@ PLANTS: dict[str, tuple[tuple[Any, str], Callable[..., Any], Case, str]] = {
         "h_n",
     ),
     "the states of other sequences carried on": (
-        (eager, "forward"),
+        (kernels, "forward"),
         partial(carried, True),
         Case(bidirectional=False),
         "output",
     ),
     "the gradients of other sequences carried back": (
-        (eager, "backward"),
+        (kernels, "backward"),
         partial(carried_back, True),
         Case(bidirectional=False),
         "dweight_hh_l0",
@@ -466,13 +466,13 @@ def test_a_planted_mistake_is_seen(mistake, monkeypatch):
 
 @pytest.mark.parametrize(("name", "kernel"), [("forward", carried), ("backward", carried_back)])
 def test_the_planted_kernels_are_right_but_for_their_mistake(name, kernel, monkeypatch):
-    plant(monkeypatch, eager, name, partial(kernel, False))
+    plant(monkeypatch, kernels, name, partial(kernel, False))
     same(*both_solved(Case(bidirectional=False)))
 
 
 def test_a_kernel_that_does_not_know_which_sequences_end_cannot_run(monkeypatch):
     monkeypatch.setattr(eager, "still_running", lambda sizes, steps: [None] * steps)
-    with pytest.raises(RuntimeError, match="size"):
+    with kernels.use("eager"), pytest.raises(RuntimeError, match="size"):
         both_solved(Case())
 
 

@@ -12,12 +12,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from manual_bptt import recurrence
+from manual_bptt import kernels, recurrence
 from manual_bptt.activations import ACTIVATIONS, Activation
-from manual_bptt.kernels import eager
 from manual_bptt.recurrence import Settings
 
-_backward = eager.backward
+_backward = kernels.backward
 _through_time = recurrence.through_time
 _dW = recurrence.recurrent_weight_gradient
 _INVERSE = {"tanh": torch.atanh, "sigmoid": torch.logit}  # a from h, where f' at a differs from f' at h
@@ -79,8 +78,8 @@ def _no_bias_gradient(da: Tensor) -> Tensor:
 _THROUGH_TIME = frozenset({"U", "W", "b", "x", "h0"})
 
 MISTAKES = (
-    Mistake("carry dropped (B3)", _THROUGH_TIME, eager, "backward", _carry_dropped),
-    Mistake("W transposed (B3)", _THROUGH_TIME, eager, "backward", _W_transposed),
+    Mistake("carry dropped (B3)", _THROUGH_TIME, kernels, "backward", _carry_dropped),
+    Mistake("W transposed (B3)", _THROUGH_TIME, kernels, "backward", _W_transposed),
     Mistake("h_t for h_{t-1} (B6)", frozenset({"W"}), recurrence, "recurrent_weight_gradient", _state_after),
     Mistake("db dropped (B5)", frozenset({"b"}), recurrence, "bias_gradient", _no_bias_gradient),
     Mistake("dW × 1.001 (B6)", frozenset({"W"}), recurrence, "recurrent_weight_gradient", _scaled),

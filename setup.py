@@ -1,0 +1,15 @@
+"""Builds the kernel in C, where there is a compiler: without one the package is whole, only slower (pyproject.toml)."""
+
+import sys
+
+from setuptools import Extension, setup
+
+flags = [] if sys.platform == "win32" else ["-O3", "-pthread", "-Wno-psabi"]
+native = Extension(
+    "manual_bptt.kernels._native",
+    ["manual_bptt/kernels/native.c"],
+    extra_compile_args=flags,
+    extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
+    optional=True,
+)
+setup(ext_modules=[native])

@@ -1,0 +1,308 @@
+"""The kernel in C does what the readable one does, for every size, and does not depend on how it is run.
+
+Would catch: a block of rows or columns that is cut off wrong, a column beyond H that is read or written, results that
+depend on threads or on the other rows of a batch, a state read before it is written, f that is less exact than two
+units in the last place, a NaN that gets lost, memory that is not one's own (under the sanitizers), a machine or an
+input that should take the other kernel and does not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from problems import normal, seeded
+from torch import Tensor
+
+from manual_bptt import RNN, kernels, rnn
+from manual_bptt.activations import ACTIVATIONS
+from manual_bptt.kernels import eager, native
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(native.library() is None, reason="the kernel in C was not built")
+CLOSE = {torch.float64: 1e-12, torch.float32: 100 * torch.finfo(torch.float32).eps}
+SETS = [isa for isa in range(3) if isa <= native.instructions()]
+
+
+def drawn(T: int, B: int, H: int, dtype: torch.dtype, sizes: list[int] | None = None) -> tuple[Tensor, ...]:
+    shape = (T, B, H) if sizes is None else (sum(sizes), H)
+    a, dh = normal(seeded(1), *shape).to(dtype), normal(seeded(2), *shape).to(dtype)
+    h0, W = normal(seeded(3), B, H).to(dtype), normal(seeded(4), H, H, scale=0.9 * H**-0.5).to(dtype)
+    return a, dh, h0, W
+
+
+def both(
+    T: int, B: int, H: int, dtype: torch.dtype, name: str, sizes: list[int] | None = None, xi: list[float] | None = None
+) -> None:
+    """Hold both passes against the readable kernel in float64."""
+    activation = ACTIVATIONS[name]
+    a, dh, h0, W = drawn(T, B, H, dtype, sizes)
+    h = native.forward(a.clone(), h0, W, activation, sizes)
+    exact = eager.forward(a.double(), h0.double(), W.double(), activation, sizes)
+    assert (h - exact).norm() <= CLOSE[dtype] * exact.norm()
+    slope = activation.slope(h)
+    da = native.backward(dh, slope.clone(), W, activation, sizes, xi)
+    exact = eager.backward(dh.double(), slope.double(), W.double(), activation, sizes, xi)
+    assert (da - exact).norm() <= CLOSE[dtype] * exact.norm()
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_size_up_to_70(dtype: torch.dtype, isa: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "instructions", lambda: isa)
+    for H in range(1, 71):
+        both(3, 1 + H % 15, H, dtype, list(ACTIVATIONS)[H % 4])
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("name", list(ACTIVATIONS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("H", [5, 37, 130])
+def test_every_number_of_rows(H: int, dtype: torch.dtype, name: str, isa: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "instructions", lambda: isa)
+    for B in (1, 2, 3, 4, 5, 6, 7, 13):
+        both(4, B, H, dtype, name)
+        both(5, B, H, dtype, name, xi=[1.0, 0.0, 1.0, 2.5, 1.0])
+        sizes = [B, B, max(1, B - 1), max(1, B // 2), 1]
+        both(5, B, H, dtype, name, sizes)
+        both(5, B, H, dtype, name, sizes, xi=[1.0, 2.0, 0.0, 1.0, 0.5])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("packed", [False, True])
+def test_threads_change_nothing(threads: int, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    T, B, H = 9, 11, 45
+    sizes = [11, 11, 9, 7, 7, 6, 2, 1, 1] if packed else None
+    a, dh, h0, W = drawn(T, B, H, torch.float32, sizes)
+    activation = ACTIVATIONS["tanh"]
+    alone = native.forward(a.clone(), h0, W, activation, sizes)
+    alone_back = native.backward(dh, activation.slope(alone), W, activation, sizes)
+    monkeypatch.setattr(native, "SHARED", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    together = native.forward(a.clone(), h0, W, activation, sizes)
+    assert torch.equal(together, alone)
+    assert torch.equal(native.backward(dh, activation.slope(together), W, activation, sizes), alone_back)
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    T, B, H = 6, 13, 50
+    a, dh, h0, W = drawn(T, B, H, torch.float32)
+    activation = ACTIVATIONS["sigmoid"]
+    whole = native.forward(a.clone(), h0, W, activation)
+    back = native.backward(dh, activation.slope(whole), W, activation)
+    for rows in (slice(0, 1), slice(3, 5), slice(2, 13), slice(12, 13)):
+        part = native.forward(a[:, rows].clone(), h0[rows], W, activation)
+        assert torch.equal(part, whole[:, rows])
+        assert torch.equal(native.backward(dh[:, rows], activation.slope(part), W, activation), back[:, rows])
+
+
+def exact(name: str, x: np.ndarray) -> np.ndarray:
+    """The nonlinearity in extended precision."""
+    wide = x.astype(np.longdouble)
+    if name == "tanh":
+        return np.tanh(wide)
+    small = np.exp(-np.abs(wide))
+    return np.where(wide >= 0, 1 / (1 + small), small / (1 + small))
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="no extended precision to compare with")
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("name", ["tanh", "sigmoid"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_f_is_within_two_units_in_the_last_place(dtype: torch.dtype, name: str, isa: int) -> None:
+    generator = np.random.default_rng(0)
+    largest = 103.9 if dtype == torch.float32 else 744.0
+    values = np.concatenate([
+        generator.normal(size=200_000) * 3,
+        np.exp(generator.uniform(-90, math.log(largest), 200_000)) * generator.choice([-1, 1], 200_000),
+        np.linspace(0.59, 0.61, 20_001), np.linspace(-1, 1, 50_001), np.linspace(-largest, -80, 20_001),
+    ])  # fmt: skip
+    x = torch.from_numpy(values).to(dtype)
+    found, truth = native.apply(name, x, isa).numpy(), exact(name, x.numpy())
+    unit = np.spacing(np.maximum(np.abs(truth).astype(found.dtype), np.finfo(found.dtype).tiny * 0))
+    off = np.abs(found.astype(np.longdouble) - truth) / unit.astype(np.longdouble)
+    assert off.max() <= 2, (x[int(off.argmax())], found[off.argmax()])
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("name", list(ACTIVATIONS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_no_ordinary_number_comes_out_as_torchs(dtype: torch.dtype, name: str, isa: int) -> None:
+    tiny = torch.finfo(dtype).smallest_normal
+    x = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, tiny / 8, -tiny / 8, 1e30, -1e30], dtype=dtype)
+    found, wanted = native.apply(name, x, isa), ACTIVATIONS[name].apply(x)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(found.signbit()[1:], wanted.signbit()[1:])
+
+
+def test_a_nan_spoils_its_own_row_alone() -> None:
+    a, dh, h0, W = drawn(5, 4, 9, torch.float32)
+    a[1, 2, 3] = math.nan
+    activation = ACTIVATIONS["relu"]
+    h = native.forward(a.clone(), h0, W, activation)
+    assert h[1:, 2].isnan().any()
+    assert h[:, [0, 1, 3]].isfinite().all()
+    da = native.backward(dh, activation.slope(h), W, activation)
+    wanted = eager.backward(dh, activation.slope(h), W, activation)
+    torch.testing.assert_close(da, wanted, equal_nan=True, rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_beyond_the_arrays_is_touched() -> None:
+    """Guards of NaN around every array, and NaN in what is only written."""
+    for H in (1, 7, 16, 17, 33, 70):
+        T, B = 3, 5
+        a, _, h0, W = drawn(T, B, H, torch.float32)
+        wide = torch.full((T * B * H + 128,), math.nan)
+        inside = wide[64:-64].view(T, B, H)
+        inside.copy_(a)
+        native.forward(inside, h0, W, ACTIVATIONS["tanh"])
+        assert inside.isfinite().all()
+        assert wide[:64].isnan().all()
+        assert wide[-64:].isnan().all()
+
+
+def test_views_that_do_not_lie_together_and_unaligned_ones() -> None:
+    T, B, H = 4, 6, 10
+    a, _, h0, W = drawn(T, B, H, torch.float64)
+    activation = ACTIVATIONS["tanh"]
+    wanted = native.forward(a.clone(), h0, W, activation)
+    strided = a.transpose(0, 1).contiguous().transpose(0, 1)
+    assert torch.equal(native.forward(strided, h0.t().contiguous().t(), W.t().contiguous().t(), activation), wanted)
+    shifted = torch.empty(a.numel() + 1, dtype=a.dtype)[1:].view_as(a).copy_(a)
+    assert torch.equal(native.forward(shifted, h0, W, activation), wanted)
+
+
+def test_two_threads_at_once_and_after_a_fork() -> None:
+    model, x = RNN(6, 40), torch.randn(30, 8, 6)
+    wanted = model(x)[0]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(output, wanted) for output in pool.map(lambda _: model(x)[0], range(40)))
+    code = (
+        "import os, torch; from manual_bptt import RNN; torch.manual_seed(0); torch.set_num_threads(2)\n"
+        "from manual_bptt.kernels import native; native.SHARED = 0\n"
+        "m, x = RNN(4, 20), torch.randn(9, 8, 4)\n"
+        "def run():\n"
+        "    a = torch.nn.functional.linear(x, m.weight_ih_l0).contiguous()\n"
+        "    from manual_bptt.activations import ACTIVATIONS\n"
+        "    return native.forward(a.detach(), torch.zeros(8, 20), m.weight_hh_l0.detach(), ACTIVATIONS['tanh'])\n"
+        "torch.set_num_threads(1); x.sum(); torch.get_num_threads = lambda: 2\n"
+        "first = run(); child = os.fork()\n"
+        "if child == 0: os._exit(0 if torch.equal(run(), first) else 1)\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=False).returncode == 0
+
+
+def test_sizes_are_counted_with_64_bits() -> None:
+    """The last row of 2^31 numbers is the one that is asked for: rows before it run at no step."""
+    found = native.library()
+    assert found is not None
+    T, H = 2, 4
+    far = 2**29 + 3  # rows of 4 numbers: beyond 2^31 of them
+    starts = (ctypes.c_int64 * 3)(far, far + 1, far + 2)
+    h0, W, a = torch.zeros(1, H), torch.eye(H), torch.ones(2, H)
+    base = a.data_ptr() - far * H * 4
+    found.manual_bptt_run(
+        0, 0, native.instructions(), 1, T, H, native.CODES["identity"], ctypes.addressof(starts), base, h0.data_ptr(),
+        W.data_ptr(), None,
+    )  # fmt: skip
+    assert a.tolist() == [[1.0] * 4, [2.0] * 4]
+
+
+def test_which_kernel_is_taken() -> None:
+    tanh = ACTIVATIONS["tanh"]
+
+    def chosen(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> str:
+        a, W = (
+            torch.empty(*shape, dtype=dtype, device=device),
+            torch.empty(shape[-1], shape[-1], dtype=dtype, device=device),
+        )
+        return kernels.chosen(a, W, tanh)
+
+    assert chosen(100, 1, 20) == chosen(2, 4, 20) == chosen(9, 20) == "native"
+    assert chosen(1, 4, 20) == "eager"
+    assert chosen(100, 1, 20, dtype=torch.bfloat16) == chosen(100, 1, 20, dtype=torch.complex64) == "eager"
+    assert chosen(100, 1, 20, device="meta") == "eager"
+    with kernels.use("eager"):
+        assert chosen(100, 1, 20) == "eager"
+        with kernels.use("native"):
+            assert chosen(1, 1, 20) == "native"
+            assert chosen(1, 1, 20, dtype=torch.bfloat16) == "eager"
+        assert chosen(100, 1, 20) == "eager"
+    assert chosen(100, 1, 20) == "native"
+    with pytest.raises(ValueError, match="use: expected one of native, eager, got 'fast'"):
+        kernels.use("fast").__enter__()
+
+
+def test_without_the_library_everything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = RNN(3, 20, dtype=torch.float64), normal(seeded(1), 9, 4, 3)
+    wanted = model(x)[0]
+    monkeypatch.setattr(native, "library", lambda: None)
+    torch.testing.assert_close(model(x)[0], wanted, rtol=1e-12, atol=1e-14)
+    assert native.state().startswith("not built")
+    with pytest.raises(ValueError, match="use: expected a kernel that was built, got native, which is not built"):
+        kernels.use("native").__enter__()
+
+
+def test_a_planted_mistake_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparisons above fail for a W that is not transposed: a test of `both`."""
+    right = native._run
+
+    def wrong(backward: int, steps: Tensor, first: Tensor, W: Tensor, *rest: object) -> None:
+        right(backward, steps, first, W.t(), *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(native, "_run", wrong)
+    with pytest.raises(AssertionError):
+        both(4, 3, 9, torch.float64, "tanh")
+
+
+def test_both_kernels_give_the_gradients_of_rnn() -> None:
+    x, h0 = normal(seeded(1), 12, 3, 5).requires_grad_(), normal(seeded(2), 3, 9).requires_grad_()
+    U, W, b = (normal(seeded(3 + i), *shape).requires_grad_() for i, shape in enumerate([(9, 5), (9, 9), (9,)]))
+    weights = normal(seeded(9), 12, 3, 9)
+    found = []
+    for name in kernels.NAMES:
+        with kernels.use(name):
+            found.append(torch.autograd.grad((rnn(x, h0, U, W, b) * weights).sum(), [x, h0, U, W, b]))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc to build with the sanitizers")
+def test_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
+    source = ROOT / "manual_bptt" / "kernels" / "native.c"
+    driver = tmp_path / "driver.c"
+    driver.write_text(
+        f'#include "{source}"\n'
+        "int main(void) {\n"
+        "  for (int isa = 0; isa <= manual_bptt_isa(); isa++) for (int wide = 0; wide < 2; wide++)\n"
+        "  for (int64_t H = 1; H < 70; H += 3) for (int64_t B = 1; B < 9; B++)\n"
+        "  for (int back = 0; back < 2; back++) {\n"
+        "    int64_t T = 3, size = wide ? 8 : 4, starts[4] = {0, B, 2 * B, 2 * B + (B + 1) / 2}, N = starts[3];\n"
+        "    void *a = calloc(N * H, size), *d = calloc(N * H, size), *W = calloc(H * H, size);\n"
+        "    double xi[3] = {1, 0.5, 0};\n"
+        "    if (manual_bptt_run(back, wide, isa, 3, T, H, (int)(H % 4), starts, a, d, W, back ? xi : NULL)) return 2;\n"
+        "    free(a); free(d); free(W);\n"
+        "  }\n"
+        "  return 0;\n"
+        "}\n"
+    )
+    flags = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread", "-Wno-psabi"]
+    built = subprocess.run(
+        ["gcc", *flags, "-o", str(tmp_path / "driver"), str(driver)], capture_output=True, text=True, check=False
+    )
+    if built.returncode and "asan" in built.stderr:
+        pytest.skip("gcc has no sanitizers here")
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([str(tmp_path / "driver")], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
