@@ -227,7 +227,7 @@ def test_which_kernel_is_taken() -> None:
             torch.empty(*shape, dtype=dtype, device=device),
             torch.empty(shape[-1], shape[-1], dtype=dtype, device=device),
         )
-        return kernels.chosen(a, W, tanh)
+        return kernels.chosen(a, a, W, tanh, None if len(shape) == 3 else (shape[0],), forward=False)
 
     assert chosen(100, 1, 20) == chosen(2, 4, 20) == chosen(9, 20) == "native"
     assert chosen(1, 4, 20) == "eager"
@@ -242,6 +242,37 @@ def test_which_kernel_is_taken() -> None:
     assert chosen(100, 1, 20) == "native"
     with pytest.raises(ValueError, match="use: expected one of native, eager, got 'fast'"):
         kernels.use("fast").__enter__()
+
+
+@pytest.mark.parametrize(
+    ("changed", "to"),
+    [
+        ("W", (4, 5)),
+        ("W", (5, 5)),
+        ("W", (4, 4, 1)),
+        ("h0", (2, 4)),
+        ("h0", (3, 3)),
+        ("dh", (6, 3, 5)),
+        ("dh", (5, 3, 4)),
+        ("steps", (6, 3)),
+        ("steps", (0, 3, 4)),
+    ],
+)
+def test_what_does_not_fit_together_never_comes_to_c(changed: str, to: tuple[int, ...]) -> None:
+    given = {"steps": torch.zeros(6, 3, 4), "h0": torch.zeros(3, 4), "dh": torch.zeros(6, 3, 4), "W": torch.zeros(4, 4)}
+    forward = changed != "dh"
+    tanh = ACTIVATIONS["tanh"]
+
+    def takes() -> bool:
+        return native.takes(given["steps"], given["h0" if forward else "dh"], given["W"], tanh, None, forward=forward)
+
+    assert takes()
+    given[changed] = torch.zeros(to)
+    assert not takes()
+    rows, h0, W = torch.zeros(6, 4), torch.zeros(3, 4), torch.zeros(4, 4)
+    assert native.takes(rows, h0, W, tanh, [3, 2, 1], forward=True)
+    assert not native.takes(rows, h0, W, tanh, [3, 2, 2], forward=True)
+    assert not native.takes(rows, h0, W.double(), tanh, [3, 2, 1], forward=True)
 
 
 def test_without_the_library_everything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +322,8 @@ def test_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> Non
         "    int64_t T = 3, size = wide ? 8 : 4, starts[4] = {0, B, 2 * B, 2 * B + (B + 1) / 2}, N = starts[3];\n"
         "    void *a = calloc(N * H, size), *d = calloc(N * H, size), *W = calloc(H * H, size);\n"
         "    double xi[3] = {1, 0.5, 0};\n"
-        "    if (manual_bptt_run(back, wide, isa, 3, T, H, (int)(H % 4), starts, a, d, W, back ? xi : NULL)) return 2;\n"
+        "    int failed = manual_bptt_run(back, wide, isa, 3, T, H, (int)(H % 4), starts, a, d, W, back ? xi : NULL);\n"
+        "    if (failed) return 2;\n"
         "    free(a); free(d); free(W);\n"
         "  }\n"
         "  return 0;\n"

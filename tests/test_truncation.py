@@ -51,7 +51,7 @@ from manual_bptt import (
 from torch_reference.network import sequence_loss
 from torch_reference.truncated import truncated_complex_step, truncated_states
 
-eager, lags, recurrence = (import_module(f"manual_bptt.{name}") for name in ("kernels.eager", "lags", "recurrence"))
+kernels, lags, recurrence = (import_module(f"manual_bptt.{name}") for name in ("kernels", "lags", "recurrence"))
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),  # of torch.func's own
@@ -674,11 +674,11 @@ def test_an_attribute_that_is_no_truncation_is_refused_when_it_is_used():
 
 PLANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "ξ of the step itself": (
-        eager,
+        kernels,
         "backward",
         lambda right, dh, slope, W, f, sizes, xi: right(dh, slope, W, f, sizes, xi and [xi[0], *xi[:-1]]),
     ),
-    "ξ left out": (eager, "backward", lambda right, dh, slope, W, f, sizes, xi: right(dh, slope, W, f, sizes, None)),
+    "ξ left out": (kernels, "backward", lambda right, dh, slope, W, f, sizes, xi: right(dh, slope, W, f, sizes, None)),
     "window one step longer": (lags, "within", lambda right, *rest: right(*rest[:-1], rest[-1] + 1)),
     "window one step shorter": (lags, "within", lambda right, *rest: right(*rest[:-1], rest[-1] - 1)),
     "h0 of every loss": (recurrence, "entering", lambda right, da, *rest: da),

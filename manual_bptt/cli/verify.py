@@ -23,6 +23,7 @@ from manual_bptt.cli.self_test import self_test
 from manual_bptt.cli.verify_model import verify_model
 from manual_bptt.data import surnames_source
 from manual_bptt.files import check_writable, write_atomically
+from manual_bptt.kernels import native
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 OF_NAMES = {"self_test": False, "device": "all", "dtype": "all", "nonlinearity": "tanh", "hidden": 16, "longest": 12}
@@ -126,12 +127,14 @@ def _report(options: argparse.Namespace, devices: list[torch.device], console: C
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "kernel": native.state(),
         "nonlinearity": options.nonlinearity,
         "seed": options.seed,
         "problems": [{"title": problem.title, "names": problem.names, **problem.sizes()} for problem in problems],
     }
     examine = self_test if options.self_test else agreement
     report["passed"] = examine(problems, devices, dtypes, console, report)
+    console.print(f"kernel in C for CPUs: {native.state()}")
     if not torch.cuda.is_available():
         console.print("CUDA: torch finds no device here; nothing was compared on one.")
     if not options.no_timing and not options.self_test:

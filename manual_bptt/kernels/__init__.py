@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from manual_bptt.activations import Activation
 from manual_bptt.kernels import eager, native
@@ -20,16 +21,33 @@ LEAST_ROWS = 8
 _wanted: str | None = None  # of an open `use`
 
 
-def chosen(a: Tensor, W: Tensor, activation: Activation) -> str:
-    """The kernel for steps a, (T, B, H) or (N, H): "native" or "eager"."""
-    if _wanted == "eager" or torch._C._len_torch_dispatch_stack() > 0 or not native.takes(a, W, activation):
+def chosen(
+    steps: Tensor,
+    beside: Tensor,
+    W: Tensor,
+    activation: Activation,
+    sizes: Sequence[int] | None = None,
+    *,
+    forward: bool,
+) -> str:
+    """The kernel for a pass, "native" or "eager"; arguments as `native.takes`.
+
+    Where somebody looks at every operator, a dispatch mode, forward mode or a compiler, there have to be operators.
+    """
+    if (
+        _wanted == "eager"
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+        or torch.compiler.is_compiling()
+        or not native.takes(steps, beside, W, activation, sizes, forward=forward)
+    ):
         return "eager"
-    return "native" if _wanted == "native" or a.numel() >= LEAST_ROWS * a.shape[-1] else "eager"
+    return "native" if _wanted == "native" or steps.numel() >= LEAST_ROWS * steps.shape[-1] else "eager"
 
 
 def forward(a: Tensor, h0: Tensor, W: Tensor, activation: Activation, sizes: Sequence[int] | None = None) -> Tensor:
     """Run F1 and F2 through time by the kernel that is chosen; a may be overwritten. As eager.forward."""
-    if chosen(a, W, activation) == "native":
+    if chosen(a, h0, W, activation, sizes, forward=True) == "native":
         return native.forward(a, h0, W, activation, sizes)
     return eager.forward(a, h0, W, activation, sizes)
 
@@ -43,7 +61,7 @@ def backward(
     xi: Sequence[float] | None = None,
 ) -> Tensor:
     """Run B3 and B4 back through time by the kernel that is chosen; slope may be overwritten. As eager.backward."""
-    if chosen(slope, W, activation) == "native":
+    if chosen(slope, dh, W, activation, sizes, forward=False) == "native":
         return native.backward(dh, slope, W, activation, sizes, xi)
     return eager.backward(dh, slope, W, activation, sizes, xi)
 

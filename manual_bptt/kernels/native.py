@@ -52,16 +52,37 @@ def state() -> str:
     return f"built, with {INSTRUCTIONS[instructions()]}"
 
 
-def takes(a: Tensor, W: Tensor, activation: Activation) -> bool:
-    """Whether these can be handed to C: plain, real, of one dtype, on the CPU."""
-    return (
-        a.dtype in DTYPES
-        and a.dtype == W.dtype
-        and a.device.type == "cpu"
-        and type(a) is Tensor
-        and type(W) in (Tensor, torch.nn.Parameter)
-        and activation.name in CODES
-        and library() is not None
+def takes(
+    steps: Tensor, beside: Tensor, W: Tensor, activation: Activation, sizes: Sequence[int] | None, *, forward: bool
+) -> bool:
+    """Whether these can be handed to C: plain, real, of one dtype, on the CPU, and of sizes that fit together.
+
+    Whatever does not fit is left to torch's operators, which say what is wrong: C would read beyond the arrays.
+
+    Args:
+        steps: (T, B, H) or (N, H), what is overwritten.
+        beside: h0 (B, H) of the forward pass; dh, as steps, of the backward pass.
+        W: (H, H).
+        activation: Entry of ACTIVATIONS.
+        sizes: None, or the number of sequences at each step.
+        forward: Which pass it is.
+    """
+    if activation.name not in CODES or steps.dtype not in DTYPES or library() is None or steps.numel() == 0:
+        return False
+    H = steps.shape[-1]
+    B = steps.shape[-2] if sizes is None else sizes[0]
+    fits = (
+        steps.dim() == (3 if sizes is None else 2)
+        and W.shape == (H, H)
+        and beside.shape == ((B, H) if forward else steps.shape)
+        and (sizes is None or sum(sizes) == steps.shape[0])
+    )
+    return fits and all(
+        type(each) in (Tensor, torch.nn.Parameter)
+        and each.dtype == steps.dtype
+        and each.device.type == "cpu"
+        and not each.is_neg()
+        for each in (steps, beside, W)
     )
 
 
