@@ -18,7 +18,7 @@ from manual_bptt.activations import Activation
 CODES = {"tanh": 0, "sigmoid": 1, "relu": 2, "identity": 3}  # the enum of native.c
 DTYPES = {torch.float32: 0, torch.float64: 1}
 INSTRUCTIONS = ("what the compiler takes for granted", "AVX2", "AVX-512")  # by what manual_bptt_isa returns
-SHARED = 2_000_000  # multiplications from which on starting threads pays
+SHARED = 30_000_000  # multiplications from which on starting threads pays: below a millisecond of work it does not
 _int, _long, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 
 
