@@ -1,4 +1,4 @@
-"""Builds the kernel in C, where there is a compiler: without one the package is whole, only slower (pyproject.toml)."""
+"""Builds the kernel in C where there is a compiler; without one the package is whole, only slower."""
 
 import sys
 

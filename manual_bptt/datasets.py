@@ -8,14 +8,14 @@ import importlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from manual_bptt.data import MissingPackageError, surnames_of
+from manual_bptt.data import MissingPackageError, english_text, english_text_source, surnames_of
 
 # Language -> the locale of Faker whose surnames stand for it: Latin script, 150 names or more.
 NAME_LOCALES = {
@@ -155,6 +155,22 @@ def read(path: Path) -> Dataset:
                 raise ValueError(f"expected label<TAB>text in {path}, line {number}, got {line[:60]!r}")
             lists[label.strip()].append(text.strip())
     return _dataset(lists, str(path))
+
+
+TASKS: dict[str, Callable[[], Dataset]] = {"names": names, "sentences": sentences}
+
+
+def long_text(file: Path | None) -> tuple[str, str]:
+    """Read a text, UTF-8, or the English one that comes with Python; and name where it comes from.
+
+    Raises:
+        ValueError: A byte is no UTF-8; with its line.
+        OSError: The file cannot be read.
+        MissingPackageError: This Python comes without a text.
+    """
+    if file is None:
+        return english_text(), english_text_source()
+    return "\n".join(lines(file)), str(file)
 
 
 def lines(file: Path) -> Iterator[str]:

@@ -296,7 +296,7 @@ def _by_modulus(values: Tensor) -> Tensor:
 
 
 def _jacobians(slopes: Tensor, W: Tensor, running: Tensor) -> tuple[Callable[[int], Tensor], Tensor]:
-    """∂h_{t+1}/∂h_t of each row, (rows, H, H), by t = 0 … T - 1; it is the identity once a row has ended. And that."""
+    """The Jacobian ∂h_{t+1}/∂h_t of each row, (rows, H, H), by t = 0 … T - 1, I once a row has ended; and I itself."""
     same = torch.eye(W.shape[0], dtype=W.dtype, device=W.device).expand(slopes.shape[1], -1, -1)
     return lambda t: torch.where(running[t].unsqueeze(2), slopes[t].unsqueeze(2) * W, same), same
 

@@ -72,7 +72,6 @@ class Observed:
             TypeError, ValueError: As `gradient_flow` says.
         """
         loss = _checked(function, network, x, loss, lengths)
-        self.function = function
         made: Any = copy.deepcopy(network)
         self._watcher = _Watcher()
         with torch.enable_grad():

@@ -80,6 +80,14 @@ class Scores:
     macro: float
     confusion: Tensor | None = None
 
+    @classmethod
+    def of(cls, loss: float, confusion: Tensor) -> "Scores":
+        """Accuracy and its mean over the classes, from who was taken for whom."""
+        of_class = confusion.sum(1)
+        recall = confusion.diagonal()[of_class > 0] / of_class[of_class > 0]
+        accuracy = confusion.diagonal().sum().item() / confusion.sum().item()
+        return cls(loss, accuracy, recall.double().mean().item(), confusion)
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -235,10 +243,7 @@ def judged(model: TextModel, texts: Dataset, vocabulary: Vocabulary, device: tor
         o, _ = model(lesson)
         total += model.loss(o, labels.to(device)).item()
         confusion.index_put_((labels, o.argmax(1).cpu()), torch.ones_like(labels), accumulate=True)
-    of_class = confusion.sum(1)
-    recall = confusion.diagonal()[of_class > 0] / of_class[of_class > 0]
-    accuracy = confusion.diagonal().sum().item() / len(texts)
-    return Scores(total / len(texts), accuracy, recall.double().mean().item(), confusion)
+    return Scores.of(total / len(texts), confusion)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Text as numbers: characters, or words with the endings of those that are not known."""
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -96,7 +97,7 @@ def read_vectors(file: Path, vocabulary: Vocabulary, size: int | None) -> tuple[
         except ValueError:
             vector = []
         size = len(vector) if size is None else size
-        if len(vector) != size or size == 0 or not all(map(torch.isfinite, map(torch.tensor, vector))):
+        if len(vector) != size or size == 0 or not all(map(math.isfinite, vector)):
             raise ValueError(f"expected a word and {size or 'its'} numbers in {file}, line {count}, got {line[:60]!r}")
         number = numbers.get(word.lower())
         if number is not None:

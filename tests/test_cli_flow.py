@@ -414,7 +414,7 @@ def files(folder: Path) -> None:
         (("elman.pt", "--input", "fine.npz"), "expected no lengths in fine.npz beside an ElmanNetwork, got some"),
         (("elman.pt", "--input", "tokens.npy"), "rnn: expected tokens x between 0 and D-1 = 1, got 9 at index (0, 0)"),
         (("--input", "ok.npy"), "expected a text, FILE.txt, as --input without a MODEL, got ok.npy"),
-        (("--input", "latin.txt"), "expected latin.txt to be text in UTF-8, got a byte that is not at 2"),
+        (("--input", "latin.txt"), "expected latin.txt to be in UTF-8, got another byte in line 1"),
         (("--input", "short.txt"), "expected a text of more than 61 characters for T = 60, got 3"),
         (("--output", "short.txt"), "File exists: 'short.txt'"),
         (("--output", "taken"), "to be a file, but it is a folder"),

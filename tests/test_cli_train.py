@@ -106,6 +106,10 @@ def test_a_model_of_text(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("verify", "runs/text/model.pt") == 0
     assert run("flow", "runs/text/model.pt", "--no-figures", "--steps", 20) == 0
     assert f"16 of T = 20 characters from {own / 'rhyme.txt'}" in capsys.readouterr().out
+    Path("other.txt").write_text("one two three four five once I caught a fish\n" * 9, encoding="utf-8")
+    options = ("--input", "other.txt", "--steps", 10, "--batch", 3, "--no-figures")
+    assert run("flow", "runs/text/model.pt", *options) == 0
+    assert "3 of T = 10 characters from other.txt" in capsys.readouterr().out
     assert run("predict", "runs/text/model.pt", "one") == 2
     assert (
         "expected a model with classes, got runs/text/model.pt, which writes text: bptt sample"

@@ -16,7 +16,8 @@ import torch
 from manual_bptt.activations import ACTIVATIONS
 from manual_bptt.checkpoints import is_model
 from manual_bptt.cli.arguments import positive, whole
-from manual_bptt.cli.flow_source import EVERY, LONGEST, Source, drawn, saved, scaled, trained
+from manual_bptt.cli.flow_source import EVERY, Source, drawn, saved, scaled, trained
+from manual_bptt.cli.lesson import LONGEST
 from manual_bptt.files import check_writable, write_atomically
 from manual_bptt.gradient_flow import GradientFlow, LayerFlow, gradient_flow
 from manual_bptt.truncation import chunked, randomized, windowed
@@ -139,7 +140,6 @@ def run(options: argparse.Namespace) -> int:
 
         for path, made in drawn_figures.items():
             write_atomically(path, png(made))
-    if drawn_figures:
         print(f"\nfigures: {', '.join(map(str, drawn_figures))}")
     if options.json is not None:
         write_atomically(options.json, json.dumps(as_data(findings), indent=2, allow_nan=False).encode())
@@ -148,6 +148,13 @@ def run(options: argparse.Namespace) -> int:
 
 def _source(options: argparse.Namespace) -> Source:
     """What the options ask to look at."""
+    steps, batch = options.steps or USUAL["steps"], options.batch or USUAL["batch"]
+    if options.model is not None and is_model(options.model):
+        for name in ("nonlinearity", "loss", "part", "hidden", "radius", "batch_first"):
+            if getattr(options, name) not in (None, False):
+                shown = name.replace("_", "-")
+                raise ValueError(f"expected no --{shown} beside a model of bptt train, which has its own, got one")
+        return trained(options.model, options.input, steps, batch, options.seed)
     of_file = options.model is not None and options.input is not None
     beside = {
         "--part": (options.part is not None, options.model is None, "without MODEL"),
@@ -160,12 +167,6 @@ def _source(options: argparse.Namespace) -> Source:
     for name, (given, useless, reason) in beside.items():
         if given and useless:
             raise ValueError(f"expected no {name} {reason}, got one")
-    steps, batch = options.steps or USUAL["steps"], options.batch or USUAL["batch"]
-    if options.model is not None and is_model(options.model):
-        for name in ("nonlinearity", "loss", "part"):
-            if getattr(options, name) is not None:
-                raise ValueError(f"expected no --{name} beside a model of bptt train, which has its own, got one")
-        return trained(options.model, options.input, steps, batch, options.seed)
     how = (options.nonlinearity or "tanh", options.loss or EVERY, options.seed)
     if options.model is None:
         return drawn(options.input, options.hidden or USUAL["hidden"], options.radius, steps, batch, *how)

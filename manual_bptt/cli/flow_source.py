@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manual_bptt.cli.lesson import as_read, lesson
+from manual_bptt.cli.lesson import LONGEST, as_read, lesson, pieces
 from manual_bptt.cli.model_file import read_model
 from manual_bptt.cli.saved import read_network, read_sequences
-from manual_bptt.data import english_text, english_text_source
+from manual_bptt.datasets import long_text
 from manual_bptt.functional import softmax_cross_entropy
 from manual_bptt.modules import RNN
 from manual_bptt.network import ElmanNetwork
 
 EVERY = "every"
-LONGEST = 400  # steps: the squares of what a linear network with the spectral radius 1.5 grows to are still finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,16 +57,13 @@ def drawn(
     Raises:
         ValueError: The text is too short or no text.
     """
-    characters = _text(text) if text is not None else english_text()
-    source = f"{text}" if text is not None else english_text_source()
-    if len(characters) < steps + 2:
-        raise ValueError(f"expected a text of more than {steps + 1} characters for T = {steps}, got {len(characters)}")
+    if text is not None and text.suffix != ".txt":
+        raise ValueError(f"expected a text, FILE.txt, as --input without a MODEL, got {text}")
+    characters, source = long_text(text)
     alphabet = sorted(set(characters))
     number = {character: index for index, character in enumerate(alphabet)}
     generator = torch.Generator().manual_seed(seed)
-    starts = torch.randint(len(characters) - steps, (batch,), generator=generator).tolist()
-    pieces = [[number[each] for each in characters[start : start + steps + 1]] for start in starts]
-    tokens = torch.tensor(pieces).t()  # (T + 1, B)
+    tokens = pieces([number[each] for each in characters], steps, batch, generator)  # (T + 1, B)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = ElmanNetwork(len(alphabet), hidden, len(alphabet), nonlinearity, dtype=torch.float64)
@@ -221,12 +217,3 @@ def scaled(network: Any, radius: float, nonlinearity: str | None = None) -> Any:
 
 def _at(at: str) -> str:
     return "at every step" if at == EVERY else "at the last step of each sequence"
-
-
-def _text(file: Path) -> str:
-    if file.suffix != ".txt":
-        raise ValueError(f"expected a text, FILE.txt, as --input without a MODEL, got {file}")
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"expected {file} to be text in UTF-8, got a byte that is not at {error.start}") from error

@@ -1,6 +1,6 @@
 """A batch of what a trained model was trained on, for the commands that look at one: what it reads, and its loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from manual_bptt import datasets
 from manual_bptt.cli.model_file import ModelFile
-from manual_bptt.data import english_text, english_text_source
 
-LONGEST = 400  # steps of a text that is looked at
+LONGEST = 400  # steps: the squares of what a linear network with the spectral radius 1.5 grows to are still finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +19,7 @@ class Lesson:
     """Texts and what is asked about them.
 
     Attributes:
-        tokens: Texts (T_i,), or pieces (T, B) of a long one.
+        tokens: Texts (T_i,), longest first, or pieces (T, B) of a long one.
         targets: Their classes (B,), or the characters that follow, (T, B).
         told: What they are.
     """
@@ -46,21 +45,15 @@ def lesson(read: ModelFile, file: Path | None, steps: int, batch: int, seed: int
     """
     generator = torch.Generator().manual_seed(seed)
     if not read.classes:
-        file = Path(read.text) if file is None and read.text is not None else file
-        text = english_text() if file is None else "\n".join(datasets.lines(file))
-        source = english_text_source() if file is None else str(file)
-        if len(text) < steps + 2:
-            raise ValueError(f"expected more than {steps + 1} characters for T = {steps}, got {len(text)} in {source}")
-        starts = torch.randint(len(text) - steps, (batch,), generator=generator).tolist()
-        pieces = torch.tensor([read.vocabulary.encode(text[start : start + steps + 1]) for start in starts]).t()
-        return Lesson(pieces[:-1], pieces[1:], f"{batch} of T = {steps} characters from {source}")
-    known = {"names": datasets.names, "sentences": datasets.sentences}
-    if file is None and read.task not in known and not Path(read.task).exists():
+        text, source = datasets.long_text(Path(read.text) if file is None and read.text is not None else file)
+        drawn = pieces(read.vocabulary.encode(text), steps, batch, generator)
+        return Lesson(drawn[:-1], drawn[1:], f"{batch} of T = {steps} characters from {source}")
+    if file is None and read.task not in datasets.TASKS and not Path(read.task).exists():
         raise ValueError(
             f"expected {read.task}, on which the model was trained, to be there; flow takes others by --input"
         )
-    if file is None and read.task in known:
-        dataset = known[read.task]()
+    if file is None and read.task in datasets.TASKS:
+        dataset = datasets.TASKS[read.task]()
     else:
         dataset = datasets.read(Path(read.task) if file is None else file)
     missing = sorted(set(dataset.classes) - set(read.classes))
@@ -71,9 +64,22 @@ def lesson(read: ModelFile, file: Path | None, steps: int, batch: int, seed: int
     if not usable:
         raise ValueError(f"expected texts of 2 to {LONGEST} {read.vocabulary.kind} in {dataset.source}, got none")
     chosen = [usable[place] for place in torch.randperm(len(usable), generator=generator)[:batch].tolist()]
+    chosen.sort(key=lambda place: -len(encoded[place]))
     texts = [torch.tensor(encoded[place]) for place in chosen]
     labels = torch.tensor([read.classes.index(dataset.classes[dataset.labels[place]]) for place in chosen])
     return Lesson(texts, labels, f"{len(texts)} texts from {dataset.source}")
+
+
+def pieces(numbers: Sequence[int], steps: int, batch: int, generator: torch.Generator) -> Tensor:
+    """Pieces of a long text from anywhere in it, each with the character that follows: (steps + 1, batch).
+
+    Raises:
+        ValueError: The text is too short.
+    """
+    if len(numbers) < steps + 2:
+        raise ValueError(f"expected a text of more than {steps + 1} characters for T = {steps}, got {len(numbers)}")
+    starts = torch.randint(len(numbers) - steps, (batch,), generator=generator).tolist()
+    return torch.tensor([numbers[start : start + steps + 1] for start in starts]).t()
 
 
 def as_read(read: ModelFile, drawn: Lesson) -> tuple[Tensor, Tensor | None, Callable[[Tensor], Tensor]]:

@@ -24,8 +24,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from manual_bptt import checkpoints, datasets
 from manual_bptt.activations import ACTIVATIONS
 from manual_bptt.calls import check_scheduler, truncation_of
+from manual_bptt.cli import UNUSABLE
 from manual_bptt.cli.arguments import positive, whole
-from manual_bptt.data import english_text, english_text_source
 from manual_bptt.files import write_atomically
 from manual_bptt.naive_bayes import NaiveBayes
 from manual_bptt.processes import Processes, joined
@@ -45,7 +45,7 @@ from manual_bptt.training import (
 )
 from manual_bptt.vocabulary import KINDS, Vocabulary, read_vectors
 
-NON_FINITE, UNUSABLE = 1, 2
+NON_FINITE = 1
 # What each task begins with where nothing else is said; FILE as names.
 USUAL: dict[str, dict[str, Any]] = {
     "names": {
@@ -326,19 +326,16 @@ def _task(chosen: dict[str, Any]) -> Task:
     """Read what is trained on."""
     name = chosen["task"]
     if name == "text":
-        file = None if chosen["text"] is None else Path(chosen["text"])
-        text = english_text() if file is None else "\n".join(datasets.lines(file))
-        source = english_text_source() if file is None else str(file)
+        text, source = datasets.long_text(None if chosen["text"] is None else Path(chosen["text"]))
         if len(text) < 20 * chosen["batch"]:
             least = f"{20 * chosen['batch']} characters or more for {chosen['batch']} streams"
             raise ValueError(f"expected {least}, got {len(text)} in {source}")
         vocabulary = Vocabulary.of("characters", [text[: len(text) * 9 // 10]])
         told = f"{len(text)} characters of {source}"
         return Task(name, LongText(text, vocabulary), None, None, (), told, chosen["text"])
-    read: dict[str, Callable[[], datasets.Dataset]] = {"names": datasets.names, "sentences": datasets.sentences}
-    if name not in read and not Path(name).exists():
+    if name not in datasets.TASKS and not Path(name).exists():
         raise ValueError(f"expected names, sentences, text, a file or a folder, got {name!r}, which is none of them")
-    dataset = read[name]() if name in read else datasets.read(Path(name))
+    dataset = datasets.TASKS[name]() if name in datasets.TASKS else datasets.read(Path(name))
     training, validation, test = datasets.split(dataset, chosen["seed"])
     vocabulary = Vocabulary.of(chosen["tokens"], training.texts)
     lessons = LabelledTexts(training, validation, vocabulary)
@@ -451,8 +448,10 @@ def _report(console: Console, task: Task, training: Training, folder: Path) -> N
         scores = judged(model, task.test, vocabulary, training.processes.device)
         started = time.perf_counter()
         bayes = NaiveBayes(task.training)
-        found = torch.tensor([bayes.predict(text) for text in task.test.texts])
-        baseline = _scores(found, torch.tensor(task.test.labels), len(task.classes))
+        taken = torch.zeros(len(task.classes), len(task.classes), dtype=torch.int64)
+        for text, label in zip(task.test.texts, task.test.labels, strict=True):
+            taken[label, bayes.predict(text)] += 1
+        baseline = Scores.of(math.nan, taken)
         bayes_seconds = time.perf_counter() - started
         console.print(f"\ntest, {len(task.test)} texts                     accuracy   macro accuracy")
         console.print(f"  this model ({seconds:.0f} s of training)      {scores.accuracy:.4f}     {scores.macro:.4f}")
@@ -498,10 +497,3 @@ def _report(console: Console, task: Task, training: Training, folder: Path) -> N
 
 def _plain(scores: Scores) -> dict[str, float]:
     return {"loss": scores.loss, "accuracy": scores.accuracy, "macro": scores.macro}
-
-
-def _scores(found: torch.Tensor, labels: torch.Tensor, classes: int) -> Scores:
-    of_class = torch.bincount(labels, minlength=classes)
-    right = torch.bincount(labels[found == labels], minlength=classes)
-    recall = right[of_class > 0] / of_class[of_class > 0]
-    return Scores(0.0, (found == labels).double().mean().item(), recall.double().mean().item())

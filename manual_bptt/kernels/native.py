@@ -48,7 +48,7 @@ def instructions() -> int:
 def state() -> str:
     """What there is, in a few words."""
     if library() is None:
-        return "not built: no C compiler was found when the package was installed"
+        return "not built; the installation leaves it out where there is no C compiler"
     return f"built, with {INSTRUCTIONS[instructions()]}"
 
 
