@@ -9,7 +9,7 @@ import torch
 from manual_bptt.files import write_atomically
 
 MODEL, CHECKPOINT = "manual-bptt model", "manual-bptt checkpoint"
-VERSION = 1
+VERSION = 2
 
 
 def save(path: Path, kind: str, content: dict[str, Any]) -> None:

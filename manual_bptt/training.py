@@ -45,7 +45,7 @@ class Plan:
         clip: θ of clip_gradient_norm, or None.
         truncation: A truncation as a call, or None; with engine "hand" only.
         balance: Texts of a class of n are drawn n^-balance times as often as in the list; 0: each once an epoch.
-        unknown: Probability that a word is read as its ending in training, as words that are not known will be.
+        unknown: Probability that a word is read as if it were not known, in training.
         steps: T, of the pieces that a long text is read in.
         seed: Of everything that is drawn.
     """
@@ -113,8 +113,7 @@ class LabelledTexts:
         self.vocabulary, self.validation = vocabulary, validation
         self.outputs = len(training.classes)
         self._texts = [torch.tensor(vocabulary.encode(text)) for text in training.texts]
-        words = vocabulary.kind == "words"
-        self._endings = [torch.tensor(vocabulary.endings(text)) for text in training.texts] if words else self._texts
+        self._unknown = [torch.tensor(vocabulary.unknown(text)) for text in training.texts]
         self._labels = torch.tensor(training.labels)
         self._counts = torch.tensor(training.counts())[self._labels]
         labels = [str(label) for part in (training, validation) for label in part.labels]
@@ -144,8 +143,10 @@ class LabelledTexts:
         texts = [self._text(place, plan.unknown).to(processes.device) for place in lesson]
         labels = self._labels[lesson].to(processes.device)
         o, _ = model(texts)
-        right = int((o.argmax(1) == labels).sum()) if own else 0
-        loss = model_of(model).loss(o, labels)
+        of = model_of(model)
+        lengths = of.lengths(texts)
+        right = int((of.answers(o, lengths).argmax(1) == labels).sum()) if own else 0
+        loss = of.loss(o, labels, lengths)
         return (loss if own else 0 * loss), right, len(own), None
 
     def size(self, batch: Sequence[int], plan: Plan) -> int:
@@ -160,7 +161,8 @@ class LabelledTexts:
         text = self._texts[place]
         if unknown == 0:
             return text
-        return torch.where(torch.rand(len(text)) < unknown, self._endings[place], text)
+        drawn = torch.rand(len(text)).view(-1, *[1] * (text.dim() - 1)) < unknown
+        return torch.where(drawn, self._unknown[place], text)
 
 
 class LongText:
@@ -201,7 +203,7 @@ class LongText:
         o, state = model(piece[:-1], None if start == 0 else carried)
         targets = piece[1:]
         right = int((o.argmax(2) == targets).sum())
-        return model_of(model).loss(o, targets), right, targets.numel(), state.detach()
+        return model_of(model).loss(o, targets, None), right, targets.numel(), state.detach()
 
     def size(self, batch: Sequence[int], plan: Plan) -> int:
         """Over how many losses the mean of a batch is taken."""
@@ -216,7 +218,7 @@ class LongText:
         for start in range(0, len(numbers) - 1, JUDGED):
             piece = numbers[start : start + JUDGED + 1]
             o, state = model(piece[:-1], state)
-            loss += model.loss(o, piece[1:]).item()
+            loss += model.loss(o, piece[1:], None).item()
             right += int((o.argmax(2) == piece[1:]).sum())
         count = max(1, len(numbers) - 1)
         return Scores(loss / count, right / count, right / count)
@@ -241,8 +243,10 @@ def judged(model: TextModel, texts: Dataset, vocabulary: Vocabulary, device: tor
         lesson = [torch.tensor(vocabulary.encode(text)).to(device) for text in texts.texts[start : start + batch]]
         labels = torch.tensor(texts.labels[start : start + batch])
         o, _ = model(lesson)
-        total += model.loss(o, labels.to(device)).item()
-        confusion.index_put_((labels, o.argmax(1).cpu()), torch.ones_like(labels), accumulate=True)
+        lengths = model.lengths(lesson)
+        total += model.loss(o, labels.to(device), lengths).item()
+        found = model.answers(o, lengths).argmax(1).cpu()
+        confusion.index_put_((labels, found), torch.ones_like(labels), accumulate=True)
     return Scores.of(total / len(texts), confusion)
 
 
@@ -463,8 +467,9 @@ def predict(model: TextModel, vocabulary: Vocabulary, text: str) -> Tensor:
         raise ValueError("expected a text, got an empty one")
     model.eval()
     with torch.no_grad():
-        o, _ = model([torch.tensor(numbers)])
-    probabilities: Tensor = o[0].double().softmax(0)
+        texts = [torch.tensor(numbers)]
+        o, _ = model(texts)
+    probabilities: Tensor = model.answers(o, model.lengths(texts))[0].double().softmax(0)
     return probabilities
 
 

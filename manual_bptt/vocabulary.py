@@ -1,10 +1,11 @@
-"""Text as numbers: characters, or words with the endings of those that are not known."""
+"""Text as numbers: characters, words with the endings of those that are not known, or words and their pieces."""
 
 import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,50 +14,62 @@ from manual_bptt.datasets import lines
 
 UNKNOWN = 0
 ENDING = 3  # letters by which an unknown word is known
-KINDS = ("characters", "words")
+PIECES = (3, 4)  # characters of what a word is cut into, with a sign for its beginning and its end
+PARTS = 40  # numbers of a word at most: itself and its pieces, all of them in a word of 20 letters
+KINDS = ("characters", "words", "subwords")
 
 
 class Vocabulary:
     """What the numbers of a model mean.
 
-    A word that is not in it is read as its ending, "~ung", if that is; everything else unknown is 0.
+    Words: one that is not known is read as its ending, "~ung", if that is. Subwords: every word is several numbers, its
+    own and those of all its pieces of 3 and 4 characters, "~<ze", "~zeit", "~ung>" (Bojanowski and others, Enriching
+    Word Vectors with Subword Information, 2017). Everything unknown is 0.
 
     Attributes:
-        kind: "characters" or "words".
-        entries: The characters, or words in lower case and endings, numbered from 1 on.
+        kind: "characters", "words" or "subwords".
+        entries: The characters, or words in lower case and endings or pieces, numbered from 1 on.
+        parts: How many numbers a token is, 0 beyond the last: 1, or PARTS for subwords.
     """
 
     def __init__(self, kind: str, entries: Sequence[str]) -> None:
         self.kind, self.entries = kind, tuple(entries)
+        self.parts = PARTS if kind == "subwords" else 1
         self._numbers = {entry: number for number, entry in enumerate(self.entries, 1)}
 
     @classmethod
     def of(cls, kind: str, texts: Iterable[str]) -> "Vocabulary":
         """Everything that occurs in some texts."""
         tokens = {token for text in texts for token in split(kind, text)}
-        endings = {ending(token) for token in tokens} if kind == "words" else set()
-        return cls(kind, sorted(tokens | endings))
+        if kind == "words":
+            tokens |= {ending(token) for token in tokens}
+        elif kind == "subwords":
+            tokens |= {piece for token in tokens for piece in pieces(token)}
+        return cls(kind, sorted(tokens))
 
     def __len__(self) -> int:
         return len(self.entries) + 1
 
-    def encode(self, text: str) -> list[int]:
-        """The numbers of a text."""
-        return [self._number(token) for token in split(self.kind, text)]
+    def encode(self, text: str) -> list[Any]:
+        """The numbers of a text: one for a token, or a list of `parts` of them."""
+        return [self._number(token, self._numbers.get(token, UNKNOWN)) for token in split(self.kind, text)]
 
-    def endings(self, text: str) -> list[int]:
+    def unknown(self, text: str) -> list[Any]:
         """The numbers of a text as if none of its words were known."""
-        return [self._numbers.get(ending(token), UNKNOWN) for token in split(self.kind, text)]
+        return [self._number(token, UNKNOWN) for token in split(self.kind, text)]
 
     def decode(self, numbers: Iterable[int]) -> str:
         """Characters as text; a replacement character for what is unknown."""
         return "".join("\ufffd" if number == UNKNOWN else self.entries[number - 1] for number in numbers)
 
-    def _number(self, token: str) -> int:
-        number = self._numbers.get(token)
-        if number is None and self.kind == "words":
-            number = self._numbers.get(ending(token))
-        return UNKNOWN if number is None else number
+    def _number(self, token: str, number: int) -> int | list[int]:
+        """What a token is read as that has a number of its own, or UNKNOWN."""
+        if self.kind == "subwords":
+            found = [number, *(self._numbers.get(piece, UNKNOWN) for piece in pieces(token))]
+            return (found + [UNKNOWN] * PARTS)[:PARTS]
+        if self.kind == "words" and number == UNKNOWN:
+            return self._numbers.get(ending(token), UNKNOWN)
+        return number
 
 
 def split(kind: str, text: str) -> list[str]:
@@ -68,6 +81,12 @@ def split(kind: str, text: str) -> list[str]:
 def ending(word: str) -> str:
     """The entry that stands for a word which is not known."""
     return f"~{word[-ENDING:]}"
+
+
+def pieces(word: str) -> list[str]:
+    """The entries for the pieces of a word."""
+    marked = f"<{word}>"
+    return [f"~{marked[start : start + n]}" for n in PIECES for start in range(len(marked) - n + 1)]
 
 
 def read_vectors(file: Path, vocabulary: Vocabulary, size: int | None) -> tuple[Tensor, int]:

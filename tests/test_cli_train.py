@@ -295,7 +295,7 @@ class Trap:
         (lambda path: torch.save({"a": 1}, path), "got a file of something else"),
         (lambda path: torch.save([1], path), "got a file of something else"),
         (lambda path: torch.save(Trap(), path), "got a file that is cut off, damaged or something else"),
-        (foreign, "to be of version 1, got version 99"),
+        (foreign, "to be of version 2, got version 99"),
         (
             lambda path: path.write_bytes((path.parent / "model.pt").read_bytes()),
             "to be a manual-bptt checkpoint, got a man",
@@ -419,6 +419,10 @@ def test_data_that_has_changed_is_refused(own: Path, capsys: pytest.CaptureFixtu
             "--directions 2 is for labelled texts, got it with text: what follows would be read",
         ),
         (("text", "--tokens", "words"), "--tokens words is for labelled texts, got it with text"),
+        (("text", "--tokens", "subwords"), "--tokens subwords is for labelled texts, got it with text"),
+        (("text", "--loss", "last"), "--loss last is for labelled texts, got it with text"),
+        (("sentences", "--embedding", 0), "--embedding 0 is for characters and words, got tokens subwords"),
+        (("sentences", "--vectors", "v.txt"), "--vectors is for words, got tokens subwords"),
         (("text", "--balance", 0.5), "--balance is for labelled texts, got it with text"),
         (("text", "--text", "own.tsv", "--batch", 500), "expected 10000 characters or more for 500 streams, got "),
         (

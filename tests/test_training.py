@@ -62,19 +62,21 @@ def made(what: str, plan: Plan | None = None, **shape: Any) -> Training:
     if what == "text":
         lessons = LongText(TEXT, Vocabulary.of("characters", [TEXT]))
     else:
-        lessons = labelled(few()) if what == "names" else labelled(words(), "words")
-        shape = {"bidirectional": True, "dropout": 0.2, **shape}
-    plan = plan and replace(plan, batch=3 if what == "words" else plan.batch)
-    usual = Plan(
-        epochs=2, batch=3 if what == "words" else 16, steps=10, lr=1e-2, unknown=0.3 if what == "words" else 0.0
-    )
+        lessons = labelled(few()) if what == "names" else labelled(words(), what)
+        shape = {"bidirectional": True, "dropout": 0.2, "parts": lessons.vocabulary.parts, **shape}
+    has_words = what not in ("names", "text")
+    plan = plan and replace(plan, batch=3 if has_words else plan.batch)
+    usual = Plan(epochs=2, batch=3 if has_words else 16, steps=10, lr=1e-2, unknown=0.3 if has_words else 0.0)
     return Training(Shape(len(lessons.vocabulary), lessons.outputs, hidden=12, **shape), plan or usual, lessons, ALONE)
 
 
 KINDS = [
     ("names", {}),
     ("names", {"layers": 2, "nonlinearity": "relu"}),
+    ("names", {"loss": "every"}),
     ("words", {"embedding": 6}),
+    ("words", {"embedding": 6, "loss": "every", "bidirectional": False}),
+    ("subwords", {"embedding": 6, "loss": "every", "nonlinearity": "relu"}),
     ("text", {}),
     ("text", {"layers": 2}),
 ]
@@ -95,10 +97,12 @@ def test_either_gradient_trains_the_same_model(what: str, shape: dict[str, Any],
     assert curves[0][0][-1] != curves[0][0][0]
 
 
-@pytest.mark.parametrize("what", ["names", "words", "text"])
-def test_it_learns(what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "shape"), [("names", {}), ("words", {}), ("subwords", {"embedding": 6, "loss": "every"}), ("text", {})]
+)
+def test_it_learns(what: str, shape: dict[str, Any]) -> None:
     plan = Plan(epochs=30, batch=16, steps=10, lr=1e-2)
-    training = made(what, plan, dropout=0.0)
+    training = made(what, plan, dropout=0.0, **shape)
     training.run()
     history = training.progress.history
     assert history[-1].loss < 0.5 * history[0].loss
@@ -184,6 +188,41 @@ def test_dropout_is_on_what_is_read_and_on_the_last_state(monkeypatch: pytest.Mo
     model.eval()
     model([torch.tensor([1, 2, 3])])
     assert seen[2:] == [((3, 4), 0.3, False), ((1, 12), 0.3, False)]
+
+
+def test_every_step_is_asked_and_the_answers_are_averaged() -> None:
+    """By hand: the loss of a text is the mean over its own steps, and what comes after its end counts nowhere."""
+    torch.manual_seed(0)
+    for engine in ("hand", "nn.RNN"):
+        model = TextModel(Shape(9, 3, 4, 5, loss="every", dtype="float64", engine=engine)).eval()
+        texts = [torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6, 7, 8]), torch.tensor([2])]
+        labels = torch.tensor([0, 2, 1])
+        o, _ = model(texts)
+        lengths = model.lengths(texts)
+        assert lengths is not None
+        assert lengths.tolist() == [3, 5, 1]
+        expected, answers = torch.zeros(()), []
+        for text, label in zip(texts, labels, strict=True):
+            alone, _ = model([text])
+            logs = alone[:, 0].log_softmax(1)
+            expected = expected - logs[:, label].mean()
+            answers.append(logs.mean(0))
+        assert model.loss(o, labels, lengths).item() == pytest.approx(expected.item(), rel=1e-12)
+        torch.testing.assert_close(model.answers(o, lengths), torch.stack(answers), rtol=1e-12, atol=1e-14)
+        o = o.detach().requires_grad_()
+        [do] = torch.autograd.grad(model.loss(o, labels, lengths), o)
+        ended = torch.arange(5).unsqueeze(1) >= lengths
+        assert not do[ended].any()
+        assert (do[~ended] != 0).all()
+
+
+def test_a_token_of_several_parts_is_read_as_the_mean_of_their_vectors() -> None:
+    model = TextModel(Shape(6, 2, 4, 3, parts=3, dtype="float64")).eval()
+    assert model.embedding is not None
+    v = model.embedding.weight
+    read = model._read(torch.tensor([[[1, 2, 0], [5, 0, 0]], [[0, 0, 0], [3, 3, 4]]]))
+    expected = torch.stack([(v[1] + v[2]) / 2, v[5], 0 * v[0], (2 * v[3] + v[4]) / 3])
+    torch.testing.assert_close(read.flatten(0, 1), expected, rtol=1e-14, atol=0)
 
 
 def test_a_long_text_is_judged_in_pieces_as_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,11 +401,27 @@ def test_unknown_words_are_read_by_their_endings() -> None:
     [known], [unknown] = vocabulary.encode("rechnung"), vocabulary.encode("Hoffnung")
     assert vocabulary.entries[known - 1] == "rechnung"
     assert vocabulary.entries[unknown - 1] == "~ung"
-    assert vocabulary.endings("rechnung") == [unknown]
+    assert vocabulary.unknown("rechnung") == [unknown]
     assert vocabulary.encode("xyz") == [UNKNOWN]
     letters = Vocabulary.of("characters", ["abc"])
     assert letters.encode("cabx") == [3, 1, 2, UNKNOWN]
     assert letters.decode([3, 1, UNKNOWN]) == "ca\ufffd"
+
+
+def test_subwords_are_a_word_and_its_pieces() -> None:
+    vocabulary = Vocabulary.of("subwords", ["Die Zeit", "a"])
+    [numbers] = vocabulary.encode("zeit")
+    assert len(numbers) == vocabulary.parts
+    found = [vocabulary.entries[number - 1] for number in numbers if number]
+    assert found == ["zeit", "~<ze", "~zei", "~eit", "~it>", "~<zei", "~zeit", "~eit>"]
+    assert vocabulary.unknown("zeit") == [[UNKNOWN, *numbers[1:]]]
+    [other] = vocabulary.encode("Zeitung")
+    assert [vocabulary.entries[number - 1] for number in other if number] == ["~<ze", "~zei", "~eit", "~<zei", "~zeit"]
+    [short] = vocabulary.encode("a")
+    assert [vocabulary.entries[number - 1] for number in short if number] == ["a", "~<a>"]
+    [long] = vocabulary.encode("zeit" * 30)
+    assert len(long) == vocabulary.parts
+    assert vocabulary.encode("xyz") == [[UNKNOWN] * vocabulary.parts]
 
 
 @pytest.mark.parametrize("header", ["", "3 2\n"])

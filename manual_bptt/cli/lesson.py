@@ -19,7 +19,7 @@ class Lesson:
     """Texts and what is asked about them.
 
     Attributes:
-        tokens: Texts (T_i,), longest first, or pieces (T, B) of a long one.
+        tokens: Texts (T_i,) or (T_i, parts), longest first, or pieces (T, B) of a long one.
         targets: Their classes (B,), or the characters that follow, (T, B).
         told: What they are.
     """
@@ -100,10 +100,12 @@ def as_read(read: ModelFile, drawn: Lesson) -> tuple[Tensor, Tensor | None, Call
 
     def loss(output: Tensor) -> Tensor:
         if lengths is None:
-            return model.loss(model._output(output), drawn.targets) / drawn.targets.numel()
+            return model.loss(model._output(output), drawn.targets, None) / drawn.targets.numel()
+        if model.shape.loss == "every":
+            return model.loss(model._output(output), drawn.targets, lengths) / len(lengths)
         H = model.shape.hidden
         last = output[lengths - 1, torch.arange(len(lengths)), :H]
         h = torch.cat((last, output[0, :, H:]), 1)  # the other direction ends at the first step
-        return model.loss(model._output(h.unsqueeze(0)).squeeze(0), drawn.targets) / len(lengths)
+        return model.loss(model._output(h.unsqueeze(0)).squeeze(0), drawn.targets, None) / len(lengths)
 
     return x, lengths, loss

@@ -68,6 +68,7 @@ def read_model(path: Path) -> ModelFile:
         raise ValueError(f"expected {path} to be a whole model, got names that are no texts, or other tokens")
     if not all(value.isfinite().all() for value in model.parameters()):
         raise ValueError(f"expected {path} to be a whole model, got parameters that are no numbers")
-    if len(vocabulary) != shape.entries or shape.outputs != (len(classes) or shape.entries):
+    sizes = (shape.entries, shape.parts, shape.outputs)
+    if sizes != (len(vocabulary), vocabulary.parts, len(classes) or shape.entries):
         raise ValueError(f"expected {path} to be a whole model, got a vocabulary or classes of another size")
     return made

@@ -29,7 +29,7 @@ from manual_bptt.cli.arguments import positive, whole
 from manual_bptt.files import write_atomically
 from manual_bptt.naive_bayes import NaiveBayes
 from manual_bptt.processes import Processes, joined
-from manual_bptt.text_model import ENGINES, Shape
+from manual_bptt.text_model import ENGINES, LOSSES, Shape
 from manual_bptt.training import (
     OPTIMIZERS,
     Epoch,
@@ -50,15 +50,15 @@ NON_FINITE = 1
 USUAL: dict[str, dict[str, Any]] = {
     "names": {
         "tokens": "characters", "embedding": 0, "hidden": 128, "layers": 2, "directions": 2, "nonlinearity": "tanh",
-        "dropout": 0.3, "epochs": 40, "batch": 64, "lr": 3e-3, "balance": 0.5, "unknown": 0.0,
+        "dropout": 0.3, "loss": "last", "epochs": 40, "batch": 64, "lr": 3e-3, "balance": 0.5, "unknown": 0.0,
     },
     "sentences": {
-        "tokens": "words", "embedding": 64, "hidden": 32, "layers": 1, "directions": 2, "nonlinearity": "relu",
-        "dropout": 0.4, "epochs": 100, "batch": 64, "lr": 1e-2, "balance": 0.0, "unknown": 0.2,
+        "tokens": "subwords", "embedding": 64, "hidden": 64, "layers": 1, "directions": 2, "nonlinearity": "relu",
+        "dropout": 0.4, "loss": "every", "epochs": 12, "batch": 64, "lr": 1e-2, "balance": 0.0, "unknown": 0.4,
     },
     "text": {
         "tokens": "characters", "embedding": 0, "hidden": 128, "layers": 1, "directions": 1, "nonlinearity": "tanh",
-        "dropout": 0.0, "epochs": 10, "batch": 32, "lr": 3e-3, "balance": 0.0, "unknown": 0.0,
+        "dropout": 0.0, "loss": "every", "epochs": 10, "batch": 32, "lr": 3e-3, "balance": 0.0, "unknown": 0.0,
     },
 }  # fmt: skip
 
@@ -118,7 +118,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--layers", type=whole(1, 16), metavar="N", help="recurrences on top of one another")
     parser.add_argument("--directions", type=whole(1, 2), metavar="N", help="1, or 2: also from the end")
     parser.add_argument("--nonlinearity", choices=tuple(ACTIVATIONS), help="default: tanh, for sentences relu")
-    parser.add_argument("--dropout", type=_share, metavar="P", help="of what is read, and of the last state")
+    parser.add_argument("--dropout", type=_share, metavar="P", help="of what is read, and of the states read out")
+    parser.add_argument("--loss", choices=LOSSES, help="where a text is asked for its label")
     parser.add_argument("--epochs", type=whole(1), metavar="N", help="how often everything is seen")
     parser.add_argument("--batch", type=whole(1), metavar="B", help="texts a step, or streams of a long one")
     parser.add_argument("--steps", type=whole(1), metavar="T", help="of `text`: characters a piece (default: 64)")
@@ -130,7 +131,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--clip", type=_bound, metavar="θ", help="the gradient's norm at most, or none (default: 1)")
     parser.add_argument("--truncation", metavar="CALL", help='"chunked(20)", "windowed(5)", "randomized(0.9)"')
     parser.add_argument("--balance", type=_share, metavar="P", help="draw texts of a class of n n^-P times as often")
-    parser.add_argument("--unknown", type=_share, metavar="P", help="read a word as its ending with probability P")
+    parser.add_argument("--unknown", type=_share, metavar="P", help="read words as unknown ones with probability P")
     parser.add_argument("--seed", type=whole(0, 2**31 - 1), metavar="S", help="default: 0")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--threads", type=whole(1, 256), metavar="N", help="CPU threads (default: torch's)")
@@ -298,13 +299,19 @@ def _chosen(options: argparse.Namespace) -> dict[str, Any]:
         f"is for labelled texts, got it with {options.task}",
         f"is for words, got tokens {chosen['tokens']}",
     )
+    has_words = chosen["tokens"] != "characters"
     of_text = f"is for the task text, got it with {options.task}"
     wrong = {
         "--text": (options.text is not None and not long, of_text),
         "--steps": (options.steps is not None and not long, of_text),
         "--balance": (options.balance is not None and long, labelled),
-        "--unknown": (chosen["unknown"] > 0 and chosen["tokens"] != "words", words),
-        "--tokens words": (long and chosen["tokens"] == "words", labelled),
+        "--loss last": (long and chosen["loss"] == "last", labelled),
+        "--unknown": (chosen["unknown"] > 0 and not has_words, words),
+        f"--tokens {chosen['tokens']}": (long and has_words, labelled),
+        "--embedding 0": (
+            chosen["tokens"] == "subwords" and chosen["embedding"] == 0,
+            "is for characters and words, got tokens subwords",
+        ),
         "--directions 2": (long and chosen["directions"] == 2, f"{labelled}: what follows would be read"),
         "--vectors": (options.vectors is not None and chosen["tokens"] != "words", words),
         "--truncation": (
@@ -346,8 +353,8 @@ def _task(chosen: dict[str, Any]) -> Task:
 def _shape_and_plan(chosen: dict[str, Any], task: Task) -> tuple[Shape, Plan]:
     shape = Shape(
         len(task.lessons.vocabulary), task.lessons.outputs, chosen["embedding"],
-        bidirectional=chosen["directions"] == 2,
-        **{name: chosen[name] for name in ("hidden", "layers", "nonlinearity", "dropout", "engine", "dtype")},
+        bidirectional=chosen["directions"] == 2, parts=task.lessons.vocabulary.parts,
+        **{name: chosen[name] for name in ("hidden", "layers", "nonlinearity", "dropout", "loss", "engine", "dtype")},
     )  # fmt: skip
     return shape, Plan(**{each.name: chosen[each.name] for each in fields(Plan)})
 

@@ -81,7 +81,7 @@ def _made(read: ModelFile, engine: str, dtype: torch.dtype) -> TextModel:
 
 
 def _loss(model: TextModel, drawn: Lesson) -> Tensor:
-    return model.loss(model(drawn.tokens)[0], drawn.targets)
+    return model.loss(model(drawn.tokens)[0], drawn.targets, model.lengths(drawn.tokens))
 
 
 def _gradients(model: TextModel, drawn: Lesson) -> dict[str, Tensor]:
