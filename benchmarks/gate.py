@@ -49,10 +49,8 @@ def check(name: str, implementation: Implementation, dh: Tensor, expected: Mappi
         AssertionError: An error is above LIMIT, or not a number.
     """
     with torch.no_grad():
-        h_without_graph = implementation.forward()
-    clear_gradients(implementation)
-    h = implementation.forward()
-    torch.autograd.backward(h, dh)
+        h_without_graph = implementation.states(implementation.forward())
+    h = implementation.states(implementation.training_step(dh)())
     results = {"h": h, "h without graph": h_without_graph, **implementation.gradients()}
     found = errors(results, {**expected, "h without graph": expected["h"]})
     wrong = [f"{tensor} {error:.1e}" for tensor, error in found.items() if not error <= LIMIT]
@@ -62,9 +60,3 @@ def check(name: str, implementation: Implementation, dh: Tensor, expected: Mappi
             f"got {', '.join(wrong)}: nothing was timed"
         )
     return found
-
-
-def clear_gradients(implementation: Implementation) -> None:
-    """Forget the gradients of the last backward."""
-    for parameter in implementation.parameters():
-        parameter.grad = None

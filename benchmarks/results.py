@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.sizes import Size
+from benchmarks.sizes import TASKS, Size, multiplications
 
 EXPECTED = "the file that `pytest benchmarks --benchmark-json=FILE` writes"
 
@@ -28,6 +28,7 @@ class Measurement:
     median: float
     iqr: float
     error: float  # the worst norm-wise error against float64
+    share: float  # multiplications a second, over those of torch's matrix product
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,15 @@ def measurement(benchmark: dict[str, object]) -> Measurement:
     """Turn one entry of the JSON into a measurement."""
     threads = find(benchmark, "extra_info", "threads")
     device = str(find(benchmark, "extra_info", "device"))
+    size = Size(*(int(positive(benchmark, "extra_info", letter)) for letter in Size._fields))
+    task = str(find(benchmark, "extra_info", "task"))
+    if task not in TASKS:
+        raise BadInputError(f"expected one of {', '.join(TASKS)} under extra_info.task, got {task!r:.40}")
+    rate = multiplications(size, task) / positive(benchmark, "stats", "median")
     return Measurement(
-        size=Size(*(int(positive(benchmark, "extra_info", letter)) for letter in Size._fields)),
+        size=size,
         implementation=str(find(benchmark, "extra_info", "implementation")),
-        task=str(find(benchmark, "extra_info", "task")),
+        task=task,
         place=f"{threads} thread{'s' * (threads != 1)}" if device == "cpu" else device.upper(),
         speed=positive(benchmark, "extra_info", "speed_vs_nn_rnn"),
         quartiles=(
@@ -108,6 +114,7 @@ def measurement(benchmark: dict[str, object]) -> Measurement:
         median=positive(benchmark, "stats", "median"),
         iqr=number(benchmark, "stats", "iqr"),
         error=number(benchmark, "extra_info", "worst_error_vs_float64"),
+        share=rate / positive(benchmark, "extra_info", "product_rate"),
     )
 
 

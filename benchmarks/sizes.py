@@ -15,6 +15,17 @@ class Size(NamedTuple):
         return f"T{self.T}-B{self.B}-D{self.D}-H{self.H}"
 
 
+#: What is timed at each size.
+TASKS = ("forward", "backward", "training step")
+
+
+def multiplications(size: Size, task: str) -> int:
+    """Count the multiplications of a task, each with its addition: of dU, dW and db, x and h0 need no gradient."""
+    T, B, D, H = size
+    forward, backward = T * B * H * (D + H), T * B * H * (D + 2 * H)
+    return dict(zip(TASKS, (forward, backward, forward + backward), strict=True))[task]
+
+
 #: Each size and where its shape comes from. One more line is one more size.
 SIZES: dict[Size, str] = {
     Size(10, 1, 10, 20): "coursework: small enough to print every number",

@@ -69,7 +69,8 @@ def restore(model: Model) -> Model:
             raise ValueError(f"restore: expected no truncation in {name}, got {truncation}")
     _warn_of_subclasses("restore", model, tuple(_OF_TORCH))
     for module in found.values():
-        module.__dict__.pop("truncation", None)
+        for name in ("truncation", "checkpoint_every"):
+            module.__dict__.pop(name, None)
         _change_class(module, _OF_TORCH)
     return model
 

@@ -9,6 +9,7 @@ from torch.autograd import Function
 
 from manual_bptt import checks
 from manual_bptt.activations import ACTIVATIONS
+from manual_bptt.checkpointing import Checkpointed, Every, steps_of_a_piece
 from manual_bptt.compiled import compiled_recurrence
 from manual_bptt.losses import DualSoftmaxCrossEntropy, DualSquaredError, SoftmaxCrossEntropy, SquaredError
 from manual_bptt.readout import DualReadout, Readout
@@ -66,7 +67,7 @@ def rnn(
         checks.floating("rnn", "W", W)
     x, h0, batched = recurrence_arguments("rnn", x, h0, U, W, b)
     check_truncation("rnn", truncation)
-    h = run(x, h0, U, W, b, Settings(activation), truncation=truncation)
+    h = run(x, h0, U, W, b, None, Settings(activation), truncation=truncation)
     return h if batched else h.squeeze(1)
 
 
@@ -76,31 +77,49 @@ def run(
     U: Tensor,
     W: Tensor,
     b: Tensor | None,
+    b2: Tensor | None,
     settings: Settings,
     ended: Tensor | None = None,
     truncation: Truncation | None = None,
+    checkpoint_every: Every = None,
 ) -> Tensor:
-    """Run a recurrence whose arguments have been checked, with as much of autograd as is asked for."""
+    """Run a recurrence whose arguments have been checked, with as much of autograd as is asked for.
+
+    Args:
+        x: As `rnn`, with a batch.
+        h0: As `rnn`, (B, H).
+        U: As `rnn`.
+        W: As `rnn`.
+        b: As `rnn`.
+        b2: A second bias that is added to b, or None.
+        settings: What else the recurrence needs to know.
+        ended: (T, B, 1), True after the end of a sequence, or None.
+        truncation: As `rnn`.
+        checkpoint_every: As `RNN`; under transforms of torch.func and in compiled programs every state is kept.
+    """
     compiling = torch.compiler.is_compiling()
     if compiling and not is_transforming():
         xi, window = (None, 0) if truncation is None else (truncation.weights(x.shape[0]), truncation.window or 0)
+        b = b if b is None or b2 is None else b + b2 * 1  # each bias has its gradient in memory of its own
         h: Tensor = compiled_recurrence(x, h0, U, W, b, ended, settings.activation.name, xi, window)
     elif compiling or is_tracing():
         if truncation is not None and not truncation.is_full:
             raise RuntimeError(f"rnn: expected no truncation where torch differentiates by itself, got {truncation}")
-        h = states(x, h0, U, W, b, ended, settings, in_place=False)
+        h = states(x, h0, U, W, b, b2, ended, settings, in_place=False)
     elif torch.is_grad_enabled() or watched(x, h0, U, W):
         settings = settings if truncation is None else truncated(settings, truncation, x)
-        h = apply(Recurrence, x, h0, U, W, b, ended, settings)
+        k = steps_of_a_piece(checkpoint_every, settings.steps(x))
+        if k < settings.steps(x) and not watched(x, h0, U, W, *(each for each in (b, b2) if each is not None)):
+            return apply(Checkpointed, x, h0, U, W, b, b2, ended, settings, k)  # type: ignore[no-any-return]
+        h = apply(Recurrence, x, h0, U, W, b, b2, ended, settings)
     else:  # a Function costs as much as several small steps
-        h = states(x, h0, U, W, b, ended, settings, in_place=True)
+        h = states(x, h0, U, W, b, b2, ended, settings, in_place=True)
     return h
 
 
 def truncated(settings: Settings, truncation: Truncation, x: Tensor) -> Settings:
     """The settings with a truncation, drawn for the steps of x (T, B, D), of tokens or of rows."""
-    T = x.shape[0] if settings.sizes is None else len(settings.sizes)
-    xi = truncation.weights(T)
+    xi = truncation.weights(settings.steps(x))
     return replace(settings, xi=None if xi is None else xi.tolist(), window=truncation.window)
 
 

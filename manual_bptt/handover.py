@@ -18,11 +18,13 @@ from manual_bptt.transforms import are_expanded, is_tracing
 
 def wanted(weights: Sequence[Tensor]) -> bool:
     """Whether torch's own operator has to run."""
-    return is_tracing() or torch.onnx.is_in_onnx_export() or are_expanded(weights)
+    return is_tracing() or are_expanded(weights) or (torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export())
 
 
 def leaf(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a tracer of torch.fx puts in the place of a call of the module, or None where none looks on."""
+    if all(type(value) is Tensor or value is None for value in args) and not kwargs:
+        return None
     tracer: Any = next((value.tracer for value in tree_leaves((args, kwargs)) if isinstance(value, Proxy)), None)
     if tracer is None or tracer.root is module:
         return None

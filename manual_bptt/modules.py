@@ -16,9 +16,10 @@ from torch.nn.utils.rnn import PackedSequence
 from manual_bptt import checks, handover
 from manual_bptt.activations import ACTIVATIONS
 from manual_bptt.autocast import autocast_dtype, cast, cast_dtype
+from manual_bptt.checkpointing import check as check_checkpoints
 from manual_bptt.functional import run
 from manual_bptt.layouts import Layout, layout_of
-from manual_bptt.recurrence import Settings
+from manual_bptt.recurrence import PLAIN, Settings
 from manual_bptt.transforms import is_tracing, is_transforming
 from manual_bptt.truncation import Truncation
 from manual_bptt.truncation import check as check_truncation
@@ -48,6 +49,10 @@ class RNN(nn.RNNBase):
         dtype: Their floating or complex dtype; torch's default where None.
         truncation: How far back gradients are followed in time, in each layer and direction, counted from its own
             first step; see `rnn`. An attribute that may be changed at any time; None: all the way.
+        checkpoint_every: K: every k-th state of each layer and direction is kept until backward, and the others are
+            computed again then, which costs about one more forward pass. True: √T, rounded up. None or False: all are
+            kept. An attribute that may be changed at any time. Under transforms of torch.func and in compiled programs
+            all are kept.
 
     Attributes:
         weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: Parameters of layer k (U, W, and b in two parts),
@@ -55,13 +60,15 @@ class RNN(nn.RNNBase):
             end for the other direction. Drawn from U(-1/√H, 1/√H).
 
     Raises:
-        ValueError: Unknown nonlinearity, a size below 1, dropout outside [0, 1], or proj_size, which only
-            `torch.nn.LSTM` has.
-        TypeError: A size that is no int, bias or batch_first that is no bool, or truncation that is none.
+        ValueError: Unknown nonlinearity, a size or checkpoint_every below 1, dropout outside [0, 1], or proj_size,
+            which only `torch.nn.LSTM` has.
+        TypeError: A size that is no int, bias or batch_first that is no bool, truncation that is none, or
+            checkpoint_every that is neither an int nor True, False or None.
     """
 
     _recorder: Any = None  # of an open record_gradients
     truncation: Any = None  # a Truncation, or None; torch.jit.script looks annotations up
+    checkpoint_every: Any = None  # an int, a bool, or None
 
     def __init__(
         self,
@@ -75,7 +82,9 @@ class RNN(nn.RNNBase):
         bidirectional: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
         truncation: Truncation | None = None,
+        checkpoint_every: int | bool | None = None,
         **unknown: Any,
     ) -> None:
         if "proj_size" in unknown:
@@ -85,6 +94,7 @@ class RNN(nn.RNNBase):
         if nonlinearity not in tuple(ACTIVATIONS):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from {_names(ACTIVATIONS)}.")
         check_truncation("RNN", truncation)
+        check_checkpoints("RNN", checkpoint_every)
         super().__init__(
             "RNN_TANH",  # one of the modes that RNNBase knows
             input_size,
@@ -101,6 +111,8 @@ class RNN(nn.RNNBase):
         self.mode = f"RNN_{nonlinearity.upper()}"
         if truncation is not None:
             self.truncation = truncation
+        if checkpoint_every is not None:
+            self.checkpoint_every = checkpoint_every
 
     def forward(
         self,
@@ -132,8 +144,8 @@ class RNN(nn.RNNBase):
             TypeError: lengths of another dtype, or beside anything but (T, B, D) and (B, T, D).
 
         Gradients: input, hx and all parameters, by B3-B8, to any order; forward mode by T1 T2.
-        Memory kept until backward: for each layer and direction its input and its states, (T, B, H); the output is a
-        copy, so that it may be changed in place.
+        Memory kept until backward: for each layer and direction its input and its states, (T, B, H), or with
+        checkpoint_every every k-th of them; the output is a copy, so that it may be changed in place.
         Source: docs/derivation.md.
         """
         leaf = handover.leaf(self, (input, hx), {} if lengths is None else {"lengths": lengths})
@@ -170,7 +182,9 @@ class RNN(nn.RNNBase):
             initial = torch.zeros(shape, dtype=layout.steps.dtype, device=layout.steps.device)
         activation = _MODES[self.mode]
         check_truncation("RNN", self.truncation)
+        check_checkpoints("RNN", self.checkpoint_every)
         record = None if self._recorder is None else self._recorder.next_call()
+        plain = record is None and layout.sizes is None
         each = 4 if self.bias else 2
         steps = layout.steps
         finals: list[Tensor] = []
@@ -180,11 +194,11 @@ class RNN(nn.RNNBase):
                 place = len(finals)
                 h0 = initial[place]
                 U, W, *biases = weights[place * each : (place + 1) * each]
-                b = _sum(biases)
+                b, b2 = biases or (None, None)
                 turn = layout.reverse if reverse else _as_it_is
                 observe = record and partial(record, f"l{layer}{'_reverse' if reverse else ''}", layout, turn)
-                settings = Settings(activation, layout.sizes, observe)
-                h = run(turn(steps), h0, U, W, b, settings, layout.ended, self.truncation)
+                settings = PLAIN[activation.name] if plain else Settings(activation, layout.sizes, observe)
+                h = run(turn(steps), h0, U, W, b, b2, settings, layout.ended, self.truncation, self.checkpoint_every)
                 finals.append(layout.last(h, h0))
                 outputs.append(turn(h))
             steps = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
@@ -235,7 +249,8 @@ class RNN(nn.RNNBase):
 
     @property
     def _flat_weights(self) -> list[Any]:  # type: ignore[override]
-        return [getattr(self, name, None) for name in self._flat_weights_names]
+        own = self._parameters
+        return [own[name] if name in own else getattr(self, name, None) for name in self._flat_weights_names]
 
     def _init_flat_weights(self) -> None:
         self._flat_weight_refs = []
@@ -261,8 +276,11 @@ class RNN(nn.RNNBase):
     def extra_repr(self) -> str:
         """As torch.nn.RNN, which never shows the nonlinearity; one that it does not know is shown."""
         known = self.nonlinearity in OF_TORCH
-        truncation = "" if self.truncation is None else f", truncation={self.truncation}"
-        return super().extra_repr() + ("" if known else f", nonlinearity={self.nonlinearity}") + truncation
+        shown = "" if known else f", nonlinearity={self.nonlinearity}"
+        for name in ("truncation", "checkpoint_every"):
+            value = getattr(self, name)
+            shown += "" if value is None else f", {name}={value}"
+        return super().extra_repr() + shown
 
 
 class RNNCell(nn.RNNCell):
@@ -319,13 +337,15 @@ class RNNCell(nn.RNNCell):
     def _step(self, x: Tensor, h0: Tensor | None, weights: Sequence[Tensor]) -> Tensor:
         """The state after, (B, H)."""
         U, W, *biases = weights
-        b = _sum(biases)
+        b, b2 = biases or (None, None)
         if h0 is None:
             h0 = torch.zeros(x.shape[0], self.hidden_size, dtype=x.dtype, device=x.device)
         activation = ACTIVATIONS[self.nonlinearity]
         if torch.compiler.is_compiling():
-            return run(x.unsqueeze(0), h0, U, W, b, Settings(activation)).squeeze(0)
-        return run(x, h0, U, W, b, Settings(activation, sizes=(x.shape[0],)))  # rows of one step: no view of anything
+            return run(x.unsqueeze(0), h0, U, W, b, b2, Settings(activation)).squeeze(0)
+        return run(
+            x, h0, U, W, b, b2, Settings(activation, sizes=(x.shape[0],))
+        )  # rows of one step: no view of anything
 
     def _checked(self, input: Any, hx: Any, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Raise what torch.nn.RNNCell raises; return input and hx with a batch."""
@@ -348,11 +368,6 @@ class RNNCell(nn.RNNCell):
             raise RuntimeError(f"hidden0 has inconsistent hidden_size: got {h0.shape[1]}, expected {self.hidden_size}")
         _check_alike("hidden", hx, weight)
         return x, h0
-
-
-def _sum(biases: Sequence[Tensor]) -> Tensor | None:
-    """The two biases in one. Both have the same gradient, but not in the same memory: somebody may clip it in place."""
-    return biases[0] + biases[1] * 1 if biases else None
 
 
 def _as_it_is(steps: Tensor) -> Tensor:

@@ -243,7 +243,7 @@ def bptt(
     settings = recurrence.Settings(activation)
     if truncation is not None:
         settings = truncated(settings, truncation, x)
-    h = recurrence.states(x, h0, U, W, b, None, settings, not watched(x, h0, W))  # F1 F2
+    h = recurrence.states(x, h0, U, W, b, None, None, settings, not watched(x, h0, W))  # F1 F2
     # F1 once more: the kernel keeps the states alone
     a = recurrence.input_part(x, U, b) + recurrence.states_before(h, h0) @ W.t()
     readout_arguments("bptt", h, V, c)

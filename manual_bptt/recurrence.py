@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.nn import functional
 
 from manual_bptt import kernels, lags
-from manual_bptt.activations import Activation
+from manual_bptt.activations import ACTIVATIONS, Activation
 from manual_bptt.autocast import without_autocast
-from manual_bptt.kernels import eager
+from manual_bptt.kernels import eager, native
 from manual_bptt.transforms import is_mapped, watched
 
 
@@ -46,6 +46,23 @@ class Settings:
     xi: Sequence[float] | None = None
     window: int | None = None
 
+    @property
+    def has_batch(self) -> bool:
+        """Whether as many sequences run at every step: (T, B, D), or rows (B, D) of one step."""
+        return self.sizes is None or len(self.sizes) == 1
+
+    def steps(self, x: Tensor) -> int:
+        """T of an input, (T, B, D) or rows."""
+        return x.shape[0] if self.sizes is None else len(self.sizes)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the backward pass is full BPTT of such a batch."""
+        return self.has_batch and self.xi is None and self.window is None
+
+
+PLAIN = {name: Settings(activation) for name, activation in ACTIVATIONS.items()}  # making one takes its time
+
 
 def states(
     x: Tensor,
@@ -53,13 +70,22 @@ def states(
     U: Tensor,
     W: Tensor,
     b: Tensor | None,
+    b2: Tensor | None,
     ended: Tensor | None,
     settings: Settings,
     in_place: bool,
 ) -> Tensor:
     """F1, F2: all states h (T, B, H), 0 after a sequence's end; in_place unless somebody watches."""
-    kernel = kernels.forward if in_place else eager.functional_forward
-    h = kernel(input_part(x, U, b), h0, W, settings.activation, settings.sizes)
+    f, sizes = settings.activation, settings.sizes
+    if in_place and settings.has_batch and ended is None and kernels.is_whole(x, h0, U, W, b, b2, f):
+        return native.forward_all(x, h0, U, W, b, b2, f)
+    a = input_part(x, U, b if b is None or b2 is None else b + b2)
+    if not in_place:
+        h = eager.functional_forward(a, h0, W, f, sizes)
+    elif kernels.chosen(a, h0, W, f, sizes, forward=True) == "native":
+        h = native.forward(a, h0, W, f, sizes)
+    else:
+        h = eager.forward(a, h0, W, f, sizes)
     return h if ended is None else h.masked_fill(ended, 0)
 
 
@@ -91,14 +117,17 @@ def states_before(h: Tensor, h0: Tensor, sizes: Sequence[int] | None = None) -> 
 
 def through_time(dh: Tensor, h: Tensor, W: Tensor, ended: Tensor | None, settings: Settings) -> Tensor:
     """B3, B4: da (T, B, H) from the part of dh that comes from outside; differentiable when grad mode is on."""
-    slope = settings.activation.slope(h.conj())
-    if ended is not None:
-        dh, slope = dh.masked_fill(ended, 0), slope.masked_fill(ended, 0)
+    f, sizes = settings.activation, settings.sizes
+    in_place = not (torch.is_grad_enabled() or watched(dh, h, W))
+    dh = dh if ended is None else dh.masked_fill(ended, 0)
+    if in_place and settings.window is None and kernels.chosen(h, dh, W, f, sizes, forward=False) == "native":
+        return native.backward(dh, h, W, f, sizes, settings.xi)
+    slope = f.slope(h.conj())
+    slope = slope if ended is None else slope.masked_fill(ended, 0)
     if settings.window is not None:
-        total = lags.within(dh, slope, W.conj(), settings.activation, settings.sizes, settings.window)  # B3 by B9
-        return settings.activation.times(slope, total)  # B4
-    kernel = eager.functional_backward if torch.is_grad_enabled() or watched(dh, h, W) else kernels.backward
-    return kernel(dh, slope, W.conj(), settings.activation, settings.sizes, settings.xi)
+        return f.times(slope, lags.within(dh, slope, W.conj(), f, sizes, settings.window))  # B3 by B9, B4
+    kernel = eager.backward if in_place else eager.functional_backward
+    return kernel(dh, slope, W.conj(), f, sizes, settings.xi)
 
 
 @torch.no_grad()
@@ -187,9 +216,9 @@ def initial_state_gradient(da: Tensor, W: Tensor, sizes: Sequence[int] | None = 
 def gradients(
     da: Tensor,
     entering: Callable[[], Tensor],
-    x: Tensor,
-    h0: Tensor,
-    U: Tensor,
+    x: Any,
+    h0: Any,
+    U: Any,
     W: Tensor,
     h: Tensor,
     D: int,
@@ -197,19 +226,17 @@ def gradients(
     ended: Tensor | None,
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """B5-B8 from da: dx, dh0, dU, dW, db, each only where needed, and None for what is no variable.
+    """B5-B8 from da: dx, dh0, dU, dW, db, each only where needed; `entering` makes the da that dh0 is made of.
 
-    `entering` makes the da that dh0 is made of.
+    x, h0 and U may be None where they are not read.
     """
-    need_dx, need_dh0, need_dU, need_dW, need_db = needed[:5]
+    need_dx, need_dh0, need_dU, need_dW, need_db = needed
     return (
         input_gradient(da, U) if need_dx else None,
         initial_state_gradient(entering(), W, sizes) if need_dh0 else None,
         input_weight_gradient(da, x, D) if need_dU else None,
         recurrent_weight_gradient(da, h, h0, sizes, ended) if need_dW else None,
         bias_gradient(da) if need_db else None,
-        None,
-        None,
     )
 
 
@@ -223,8 +250,8 @@ def tangents(
     moved: Sequence[Tensor | None],
     settings: Settings,
 ) -> Tensor:
-    """T1, T2: how the states move when x, h0, U, W, b move along the given tangents (None: not at all)."""
-    x_moved, h0_moved, U_moved, W_moved, b_moved = moved
+    """T1, T2: how the states move when x, h0, U, W and biases move along the given tangents (None: not at all)."""
+    x_moved, h0_moved, U_moved, W_moved, *b_moved = moved
     linear = torch.zeros_like(h)
     if x_moved is not None:
         linear = linear + input_part(x_moved, U, None)
@@ -232,8 +259,8 @@ def tangents(
         linear = linear + input_part(x, U_moved, None)
     if W_moved is not None:
         linear = linear + states_before(h, h0, settings.sizes) @ W_moved.t()
-    if b_moved is not None:
-        linear = linear + b_moved
+    for each in b_moved:
+        linear = linear if each is None else linear + each
     start = torch.zeros_like(h0) if h0_moved is None else h0_moved
     slope = settings.activation.slope(h)
     if ended is not None:
@@ -241,6 +268,51 @@ def tangents(
     if settings.window is not None:
         return lags.tangent(linear, start, slope, W, settings.activation, settings.sizes, settings.window)
     return eager.tangent(linear, start, slope, W, settings.activation, settings.sizes, settings.xi)
+
+
+def of_variables(needed: Sequence[bool]) -> list[bool]:
+    """Which of dx, dh0, dU, dW, db somebody needs, of the inputs x, h0, U, W, b, b2."""
+    return [*needed[:4], needed[4] or needed[5]]
+
+
+def to_inputs(found: Sequence[Tensor | None], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """The gradients of the inputs x, h0, U, W, b, b2.
+
+    Both biases have the same, but not in the same memory: somebody may clip it in place.
+    """
+    *others, db = found
+    return *others, db if needed[4] else None, db.clone() if needed[5] and db is not None else None
+
+
+def all_gradients(
+    dh: Tensor,
+    h: Tensor,
+    x: Tensor | None,
+    h0: Tensor | None,
+    U: Tensor | None,
+    W: Tensor,
+    D: int,
+    ended: Tensor | None,
+    settings: Settings,
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """B3-B8: dx, dh0, dU, dW, db, each only where needed.
+
+    What is not read may be None: x, if dU is not needed, h0, if dW is not, and U, if dx is not.
+    """
+    f, in_place = settings.activation, not (torch.is_grad_enabled() or watched(dh, h, W))
+    if in_place and ended is None and settings.is_plain and kernels.is_whole_back(dh, h, x, h0, U, W, D, f):
+        found = native.backward_all(dh, h, x, h0, U, W, D, f, needed)
+        if settings.observe is not None:
+            settings.observe(dh, through_time(dh, h, W, ended, settings), h, W, ended, settings)
+        return found
+    with without_autocast(dh.device):
+        da = through_time(dh, h, W, ended, settings)
+        if settings.observe is not None:
+            settings.observe(dh, da, h, W, ended, settings)
+        first = partial(entering, da, dh, h, W, ended, settings)
+        before = let_through(h, settings) if torch.is_grad_enabled() else h
+        return gradients(da, first, x, h0, U, W, before, D, settings.sizes, ended, needed)
 
 
 class Recurrence(Function):
@@ -253,15 +325,22 @@ class Recurrence(Function):
 
     @staticmethod
     def forward(
-        x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, ended: Tensor | None, settings: Settings
+        x: Tensor,
+        h0: Tensor,
+        U: Tensor,
+        W: Tensor,
+        b: Tensor | None,
+        b2: Tensor | None,
+        ended: Tensor | None,
+        settings: Settings,
     ) -> Tensor:
         """States h (T, B, H)."""
-        return states(x, h0, U, W, b, ended, settings, not watched(x, h0, W))
+        return states(x, h0, U, W, b, b2, ended, settings, not watched(x, h0, W))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep what backward and the forward mode read."""
-        x, h0, U, W, _, ended, ctx.settings = inputs
+        x, h0, U, W, _, _, ended, ctx.settings = inputs
         need_dx, _, need_dU, need_dW = ctx.needs_input_grad[:4]
         if is_mapped(ctx):
             ctx.save_for_backward(x, h0, U, W, ended, output)
@@ -269,24 +348,19 @@ class Recurrence(Function):
             ctx.save_for_backward(
                 x if need_dU else None, h0 if need_dW else None, U if need_dx else None, W, ended, output
             )
-        ctx.save_for_forward(x, h0, U, W, ended, output)
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(x, h0, U, W, ended, output)
         ctx.D = U.shape[1]
 
     @staticmethod
     def jvp(ctx: Any, *moved: Tensor | None) -> Tensor:
         """The tangent of the states (T, B, H)."""
         x, h0, U, W, ended, h = ctx.saved_tensors
-        return tangents(x, h0, U, W, ended, h, moved[:5], ctx.settings)
+        return tangents(x, h0, U, W, ended, h, moved[:6], ctx.settings)
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
         """One gradient per input of forward, each computed only where somebody asked for it."""
         x, h0, U, W, ended, h = ctx.saved_tensors
-        settings = ctx.settings
-        with without_autocast(dh.device):
-            da = through_time(dh, h, W, ended, settings)
-            if settings.observe is not None:
-                settings.observe(dh, da, h, W, ended, settings)
-            first = partial(entering, da, dh, h, W, ended, settings)
-            before = let_through(h, settings) if torch.is_grad_enabled() else h
-            return gradients(da, first, x, h0, U, W, before, ctx.D, settings.sizes, ended, ctx.needs_input_grad)
+        found = all_gradients(dh, h, x, h0, U, W, ctx.D, ended, ctx.settings, of_variables(ctx.needs_input_grad))
+        return (*to_inputs(found, ctx.needs_input_grad), None, None)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import unwrap_if_dead
 from torch._functorch.autograd_function import WrappedCtx
-from torch._functorch.utils import unwrap_dead_wrappers
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function, forward_ad
 from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
@@ -91,7 +91,7 @@ def apply(function: type[Function], *args: Any) -> Any:
     """
     if is_transforming():
         return function.apply(*args)  # type: ignore[no-untyped-call]
-    living = unwrap_dead_wrappers(args)
+    living = [unwrap_if_dead(each) if isinstance(each, Tensor) else each for each in args]
     plain: Any = super(Function, function)
     return plain.apply(*living)
 

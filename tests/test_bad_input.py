@@ -7,6 +7,7 @@ of no rows that fails, an input changed in place.
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from problems import (
 from torch import Tensor, nn
 
 import torch_reference
-from manual_bptt import ElmanNetwork, bptt, readout, rnn, softmax_cross_entropy, squared_error
+from manual_bptt import ElmanNetwork, bptt, kernels, readout, rnn, softmax_cross_entropy, squared_error
 
 T, B, D, H, K = GENERAL
 PROBLEM = make_problem()
@@ -419,13 +420,15 @@ def test_nan_and_infinity_go_where_torch_lets_them_go(nonlinearity, place, creat
     def mine(**named: Tensor) -> Tensor:
         return rnn(**named, nonlinearity=nonlinearity)
 
-    if create_graph:
-        named = leaves(values)
-        h = mine(**named)
-        found = torch.autograd.grad(h, list(named.values()), G, create_graph=True)
-        actual = {"h": h.detach()} | {"d" + n: slope.detach() for n, slope in zip(named, found, strict=True)}
-    else:
-        actual = solve(mine, values, G)
+    # where a sum of numbers near the largest one passes it depends on their order, which is torch's in one kernel alone
+    with kernels.use("eager") if place.endswith("huge") else nullcontext():
+        if create_graph:
+            named = leaves(values)
+            h = mine(**named)
+            found = torch.autograd.grad(h, list(named.values()), G, create_graph=True)
+            actual = {"h": h.detach()} | {"d" + n: slope.detach() for n, slope in zip(named, found, strict=True)}
+        else:
+            actual = solve(mine, values, G)
     for witness in witnesses(nonlinearity).values():
         truth = solve(witness, values, G)
         for key, expected in truth.items():

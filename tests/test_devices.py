@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from manual_bptt import ElmanNetwork, bptt, readout, rnn, softmax_cross_entropy
 
-kernels, eager = (import_module(f"manual_bptt.{name}") for name in ("kernels", "kernels.eager"))
+eager = import_module("manual_bptt.kernels.eager")
 targets = import_module("manual_bptt.targets")
 
 each_way = pytest.mark.parametrize("way", list(WAYS))
@@ -123,7 +123,7 @@ def test_second_derivatives_on_meta():
 @pytest.mark.parametrize("where", ["forward", "backward", "functional_backward", "_weights"])
 def test_the_watch_sees_a_tensor_made_on_the_cpu(where, monkeypatch):
     """A test of this file: one constant on the CPU, in the forward or in the backward pass."""
-    owner = {"_weights": targets, "functional_backward": eager}.get(where, kernels)
+    owner = targets if where == "_weights" else eager
     right = getattr(owner, where)
 
     def planted(*args: Any) -> Any:

@@ -20,7 +20,7 @@ DERIVATION = ROOT / "docs" / "derivation.md"
 PACKAGE = ROOT / "manual_bptt"
 SLIPS = ROOT / "tests" / "test_source_slips.py"
 
-LABELS = {f"F{i}" for i in range(1, 6)} | {f"B{i}" for i in range(1, 11)} | {f"T{i}" for i in range(1, 4)}
+LABELS = {f"F{i}" for i in range(1, 6)} | {f"B{i}" for i in range(1, 12)} | {f"T{i}" for i in range(1, 4)}
 SLIPS_HEADING = "## Slips in the source documents"
 
 

@@ -49,9 +49,9 @@ def both(
     h = native.forward(a.clone(), h0, W, activation, sizes)
     exact = eager.forward(a.double(), h0.double(), W.double(), activation, sizes)
     assert (h - exact).norm() <= CLOSE[dtype] * exact.norm()
-    slope = activation.slope(h)
-    da = native.backward(dh, slope.clone(), W, activation, sizes, xi)
-    exact = eager.backward(dh.double(), slope.double(), W.double(), activation, sizes, xi)
+    da = native.backward(dh, h, W, activation, sizes, xi)
+    slope = activation.slope(h.double())
+    exact = eager.backward(dh.double(), slope, W.double(), activation, sizes, xi)
     assert (da - exact).norm() <= CLOSE[dtype] * exact.norm()
 
 
@@ -85,12 +85,12 @@ def test_threads_change_nothing(threads: int, packed: bool, monkeypatch: pytest.
     a, dh, h0, W = drawn(T, B, H, torch.float32, sizes)
     activation = ACTIVATIONS["tanh"]
     alone = native.forward(a.clone(), h0, W, activation, sizes)
-    alone_back = native.backward(dh, activation.slope(alone), W, activation, sizes)
+    alone_back = native.backward(dh, alone, W, activation, sizes)
     monkeypatch.setattr(native, "SHARED", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     together = native.forward(a.clone(), h0, W, activation, sizes)
     assert torch.equal(together, alone)
-    assert torch.equal(native.backward(dh, activation.slope(together), W, activation, sizes), alone_back)
+    assert torch.equal(native.backward(dh, together, W, activation, sizes), alone_back)
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
@@ -98,11 +98,11 @@ def test_a_row_does_not_depend_on_the_others() -> None:
     a, dh, h0, W = drawn(T, B, H, torch.float32)
     activation = ACTIVATIONS["sigmoid"]
     whole = native.forward(a.clone(), h0, W, activation)
-    back = native.backward(dh, activation.slope(whole), W, activation)
+    back = native.backward(dh, whole, W, activation)
     for rows in (slice(0, 1), slice(3, 5), slice(2, 13), slice(12, 13)):
         part = native.forward(a[:, rows].clone(), h0[rows], W, activation)
         assert torch.equal(part, whole[:, rows])
-        assert torch.equal(native.backward(dh[:, rows], activation.slope(part), W, activation), back[:, rows])
+        assert torch.equal(native.backward(dh[:, rows], part, W, activation), back[:, rows])
 
 
 def exact(name: str, x: np.ndarray) -> np.ndarray:
@@ -151,7 +151,7 @@ def test_a_nan_spoils_its_own_row_alone() -> None:
     h = native.forward(a.clone(), h0, W, activation)
     assert h[1:, 2].isnan().any()
     assert h[:, [0, 1, 3]].isfinite().all()
-    da = native.backward(dh, activation.slope(h), W, activation)
+    da = native.backward(dh, h, W, activation)
     wanted = eager.backward(dh, activation.slope(h), W, activation)
     torch.testing.assert_close(da, wanted, equal_nan=True, rtol=1e-4, atol=1e-6)
 
@@ -213,8 +213,8 @@ def test_sizes_are_counted_with_64_bits() -> None:
     h0, W, a = torch.zeros(1, H), torch.eye(H), torch.ones(2, H)
     base = a.data_ptr() - far * H * 4
     found.manual_bptt_run(
-        0, 0, native.instructions(), 1, T, H, native.CODES["identity"], ctypes.addressof(starts), base, h0.data_ptr(),
-        W.data_ptr(), None,
+        0, 0, native.instructions(), 1, None, T, 1, H, native.CODES["identity"], ctypes.addressof(starts), base,
+        h0.data_ptr(), None, W.data_ptr(), None,
     )  # fmt: skip
     assert a.tolist() == [[1.0] * 4, [2.0] * 4]
 
@@ -229,8 +229,10 @@ def test_which_kernel_is_taken() -> None:
         )
         return kernels.chosen(a, a, W, tanh, None if len(shape) == 3 else (shape[0],), forward=False)
 
-    assert chosen(100, 1, 20) == chosen(2, 4, 20) == chosen(9, 20) == "native"
-    assert chosen(1, 4, 20) == "eager"
+    assert chosen(100, 1, 20) == chosen(4, 4, 20) == "native"
+    assert chosen(3, 4, 20) == chosen(9, 20) == "eager"  # few steps: 9 rows of one
+    assert chosen(31, 1, 1024) == "eager"  # packing W is not worth it
+    assert chosen(32, 1, 1024) == "native"
     assert chosen(100, 1, 20, dtype=torch.bfloat16) == chosen(100, 1, 20, dtype=torch.complex64) == "eager"
     assert chosen(100, 1, 20, device="meta") == "eager"
     with kernels.use("eager"):
@@ -240,7 +242,7 @@ def test_which_kernel_is_taken() -> None:
             assert chosen(1, 1, 20, dtype=torch.bfloat16) == "eager"
         assert chosen(100, 1, 20) == "eager"
     assert chosen(100, 1, 20) == "native"
-    with pytest.raises(ValueError, match="use: expected one of native, eager, got 'fast'"):
+    with pytest.raises(ValueError, match="use: expected one of whole, native, eager, got 'fast'"):
         kernels.use("fast").__enter__()
 
 
@@ -289,24 +291,118 @@ def test_a_planted_mistake_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparisons above fail for a W that is not transposed: a test of `both`."""
     right = native._run
 
-    def wrong(backward: int, steps: Tensor, first: Tensor, W: Tensor, *rest: object) -> None:
-        right(backward, steps, first, W.t(), *rest)  # type: ignore[arg-type]
+    def wrong(backward: int, h: Tensor, first: Tensor, da: Tensor | None, W: Tensor, *rest: object) -> None:
+        right(backward, h, first, da, W.t(), *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(native, "_run", wrong)
     with pytest.raises(AssertionError):
         both(4, 3, 9, torch.float64, "tanh")
 
 
-def test_both_kernels_give_the_gradients_of_rnn() -> None:
-    x, h0 = normal(seeded(1), 12, 3, 5).requires_grad_(), normal(seeded(2), 3, 9).requires_grad_()
-    U, W, b = (normal(seeded(3 + i), *shape).requires_grad_() for i, shape in enumerate([(9, 5), (9, 9), (9,)]))
-    weights = normal(seeded(9), 12, 3, 9)
+@pytest.mark.parametrize("asked", ["x", "h0", "U", "W", "b", "x h0 U W b", "U b", "W x"])
+@pytest.mark.parametrize("T", [1, 12])
+def test_all_kernels_give_the_gradients_that_are_asked_for(T: int, asked: str) -> None:
+    shapes = {"x": (T, 3, 5), "h0": (3, 9), "U": (9, 5), "W": (9, 9), "b": (9,)}
+    named = {name: normal(seeded(place), *shape) for place, (name, shape) in enumerate(shapes.items(), 1)}
+    wanted = [named[name].requires_grad_() for name in asked.split()]
+    weights = normal(seeded(9), T, 3, 9)
     found = []
     for name in kernels.NAMES:
         with kernels.use(name):
-            found.append(torch.autograd.grad((rnn(x, h0, U, W, b) * weights).sum(), [x, h0, U, W, b]))
-    for one, two in zip(*found, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-12)
+            found.append(torch.autograd.grad((rnn(**named) * weights).sum(), wanted))
+    for each in zip(*found, strict=True):
+        torch.testing.assert_close(each[0], each[2], rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(each[1], each[2], rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_whole_recurrence_of_every_size(dtype: torch.dtype, isa: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the readable kernel in float64; T · B goes over the rows that a weight's gradient takes at a time."""
+    monkeypatch.setattr(native, "instructions", lambda: isa)
+    for H in range(1, 71):
+        T, B, D = (50, 3 + H % 4, 1 + 7 * H % 66) if H % 10 == 0 else (3, 1 + H % 9, 1 + 7 * H % 66)
+        whole(T, B, D, H, dtype, list(ACTIVATIONS)[H % 4])
+
+
+def whole(T: int, B: int, D: int, H: int, dtype: torch.dtype, name: str) -> None:
+    shapes = [(T, B, D), (B, H), (H, D), (H, H), (H,), (H,), (T, B, H)]
+    scales = [1, 1, D**-0.5, 0.9 * H**-0.5, 1, 1, 1]
+    drawn = [normal(seeded(i), *shape, scale=s) for i, (shape, s) in enumerate(zip(shapes, scales, strict=True))]
+    x, h0, U, W, b, b2, dh = (each.to(dtype) for each in drawn)
+    activation = ACTIVATIONS[name]
+    assert native.takes_all(x, h0, U, W, b, b2, activation)
+    h = native.forward_all(x, h0, U, W, b, b2, activation)
+    found = native.backward_all(dh, h, x, h0, U, W, D, activation, [True] * 5)
+    x, h0, U, W, b, b2, dh = (each.double() for each in (x, h0, U, W, b, b2, dh))
+    exact = eager.forward(torch.nn.functional.linear(x, U, b + b2), h0, W, activation)
+    assert (h - exact).norm() <= CLOSE[dtype] * exact.norm()
+    da = eager.backward(dh, activation.slope(h.double()), W, activation)
+    before = torch.cat((h0[None], h[:-1].double()))
+    rows = da.flatten(0, 1)
+    wanted = (da @ U, da[0] @ W, rows.t() @ x.flatten(0, 1), rows.t() @ before.flatten(0, 1), rows.sum(0))
+    for one, two in zip(found, wanted, strict=True):
+        assert one is not None
+        assert (one - two).norm() <= CLOSE[dtype] * two.norm() + torch.finfo(dtype).eps * da.norm()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("B", [1, 4, 11])
+def test_threads_change_nothing_in_a_whole_recurrence(threads: int, B: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    T, D, H = 40, 10, 45
+    x, h0, U, W, b, dh = (
+        normal(seeded(i), *shape).float()
+        for i, shape in enumerate([(T, B, D), (B, H), (H, D), (H, H), (H,), (T, B, H)], 1)
+    )
+    W, activation = 0.1 * W, ACTIVATIONS["tanh"]
+
+    def run() -> tuple[Tensor | None, ...]:
+        h = native.forward_all(x, h0, U, W, b, None, activation)
+        return h, *native.backward_all(dh, h, x, h0, U, W, D, activation, [True] * 5)
+
+    monkeypatch.setattr(native, "SHARED", 10**12)
+    alone = run()
+    monkeypatch.setattr(native, "SHARED", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert native.team() is not None
+    for one, two in zip(run(), alone, strict=True):
+        assert one is not None
+        assert two is not None
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("changed", "to"),
+    [("x", (6, 2, 5)), ("x", (6, 3, 4)), ("x", (0, 3, 5)), ("x", (6, 3, 5, 1)), ("h0", (2, 4)), ("h0", (3, 5)),
+     ("U", (5, 5)), ("U", (4, 5, 1)), ("W", (4, 5)), ("b", (5,)), ("b2", (3,))],
+)  # fmt: skip
+def test_a_recurrence_that_does_not_fit_together_never_comes_to_c(changed: str, to: tuple[int, ...]) -> None:
+    shapes = {"x": (6, 3, 5), "h0": (3, 4), "U": (4, 5), "W": (4, 4), "b": (4,), "b2": (4,)}
+    given = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    assert native.takes_all(**given, activation=ACTIVATIONS["tanh"])
+    assert not native.takes_all(**{**given, changed: torch.zeros(to)}, activation=ACTIVATIONS["tanh"])
+    assert not native.takes_all(**{**given, changed: given[changed].double()}, activation=ACTIVATIONS["tanh"])
+    assert not native.takes_all(**{**given, "x": torch.zeros(6, 3, dtype=torch.int64)}, activation=ACTIVATIONS["tanh"])
+
+
+def test_when_a_recurrence_is_computed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    tanh = ACTIVATIONS["tanh"]
+
+    def is_whole(T: int, B: int, D: int, H: int) -> bool:
+        x, h0, U, W = (torch.empty(shape) for shape in ((T, B, D), (B, H), (H, D), (H, H)))
+        return kernels.is_whole(x, h0, U, W, None, None, tanh)
+
+    monkeypatch.setattr(native, "instructions", lambda: 2)
+    assert is_whole(1, 1, 10, 20)
+    assert is_whole(100, 64, 256, 1024)
+    assert not is_whole(1, 1, 64, 512)  # packing W is not worth it
+    monkeypatch.setattr(native, "instructions", lambda: 0)
+    assert is_whole(10, 4, 10, 20)
+    assert not is_whole(100, 64, 64, 128)  # torch's matrix products are faster there
+    with kernels.use("whole"):
+        assert is_whole(1, 1, 64, 512)
+    with kernels.use("native"):
+        assert not is_whole(1, 1, 10, 20)
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc to build with the sanitizers")
@@ -314,17 +410,39 @@ def test_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> Non
     source = ROOT / "manual_bptt" / "kernels" / "native.c"
     driver = tmp_path / "driver.c"
     driver.write_text(
-        f'#include "{source}"\n'
+        f'#include "{source}"\n#include <pthread.h>\n'
+        "static void (*work_of)(void *);\n"
+        "static void *one(void *given) { work_of(given); return NULL; }\n"
+        "static void team(void (*work)(void *), void *given, unsigned threads, unsigned flags) {\n"
+        "  pthread_t started[8];\n"
+        "  work_of = work; (void)flags;\n"
+        "  for (unsigned i = 1; i < threads; i++) pthread_create(&started[i], NULL, one, given);\n"
+        "  work(given);\n"
+        "  for (unsigned i = 1; i < threads; i++) pthread_join(started[i], NULL);\n"
+        "}\n"
         "int main(void) {\n"
         "  for (int isa = 0; isa <= manual_bptt_isa(); isa++) for (int wide = 0; wide < 2; wide++)\n"
         "  for (int64_t H = 1; H < 70; H += 3) for (int64_t B = 1; B < 9; B++)\n"
         "  for (int back = 0; back < 2; back++) {\n"
         "    int64_t T = 3, size = wide ? 8 : 4, starts[4] = {0, B, 2 * B, 2 * B + (B + 1) / 2}, N = starts[3];\n"
-        "    void *a = calloc(N * H, size), *d = calloc(N * H, size), *W = calloc(H * H, size);\n"
+        "    void *h = calloc(N * H, size), *d = calloc(N * H, size), *da = malloc(N * H * size);\n"
+        "    void *W = calloc(H * H, size), *f = back ? d : calloc(B * H, size);\n"
         "    double xi[3] = {1, 0.5, 0};\n"
-        "    int failed = manual_bptt_run(back, wide, isa, 3, T, H, (int)(H % 4), starts, a, d, W, back ? xi : NULL);\n"
-        "    if (failed) return 2;\n"
-        "    free(a); free(d); free(W);\n"
+        "    if (manual_bptt_run(back, wide, isa, 3, team, T, B, H, (int)(H % 4), starts, h, f, back ? da : NULL, W,\n"
+        "                        back ? xi : NULL)) return 2;\n"
+        "    free(h); free(d); free(da); free(W); if (!back) free(f);\n"
+        "    int64_t D = 1 + (H * 7) % 40; N = T * B;\n"
+        "    void *x = calloc(N * D, size), *h0 = calloc(B * H, size), *U = calloc(H * D, size);\n"
+        "    void *b = calloc(H, size);\n"
+        "    W = calloc(H * H, size); h = malloc(N * H * size); d = calloc(N * H, size);\n"
+        "    void *dx = malloc(N * D * size), *dh0 = malloc(B * H * size), *dU = malloc(H * D * size);\n"
+        "    void *dW = malloc(H * H * size), *db = malloc(H * size);\n"
+        "    if (manual_bptt_forward_all(wide, isa, 1 + 2 * back, team, T, B, D, H, (int)(H % 4), x, h0, U, W, b,\n"
+        "                                back ? b : NULL, h)) return 3;\n"
+        "    if (manual_bptt_backward_all(wide, isa, 1 + 2 * back, team, T, B, D, H, (int)(H % 4), d, h, x, h0, U, W,\n"
+        "                                 dx, dh0, dU, dW, db)) return 4;\n"
+        "    void *all[] = {x, h0, U, W, b, h, d, dx, dh0, dU, dW, db};\n"
+        "    for (int i = 0; i < 12; i++) free(all[i]);\n"
         "  }\n"
         "  return 0;\n"
         "}\n"

@@ -29,7 +29,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import manual_bptt
-from manual_bptt import recurrence
+from manual_bptt import kernels, recurrence
 
 T, B, D, H, _ = GENERAL
 SECOND = 1e-11  # of a second derivative
@@ -99,8 +99,8 @@ COMPUTED = {
 
 
 @pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How often each of B5-B8 has been computed."""
+def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+    """How often each of B5-B8 has been computed, in Python."""
     calls = dict.fromkeys(COMPUTED, 0)
     for name in COMPUTED:
         right = getattr(recurrence, name)
@@ -110,7 +110,8 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             return right(*args)
 
         monkeypatch.setattr(recurrence, name, counted)
-    return calls
+    with kernels.use("eager"):
+        yield calls
 
 
 def expected_calls(asked: set[str], layers: int, directions: int) -> dict[str, int]:

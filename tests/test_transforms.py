@@ -18,7 +18,7 @@ from torch.autograd.gradcheck import GradcheckError
 
 import torch_reference
 from manual_bptt import ElmanNetwork, kernels, readout, rnn, softmax_cross_entropy, squared_error
-from manual_bptt.kernels import eager
+from manual_bptt.kernels import eager, native
 
 # torch's own decompositions for forward mode are scripted when they are first asked for
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -195,17 +195,24 @@ def test_a_wrong_tangent_is_seen(wrong, monkeypatch):
 def test_the_fast_kernels_run_where_nobody_looks_on(monkeypatch):
     calls: list[str] = []
     for name in ("forward", "backward", "functional_forward", "functional_backward"):
-        owner = eager if name.startswith("functional") else kernels
-        right = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *a, name=name, right=right: calls.append(name) or right(*a))
+        right = getattr(eager, name)
+        monkeypatch.setattr(eager, name, lambda *a, name=name, right=right: calls.append(name) or right(*a))
+    for name in ("forward_all", "backward_all"):
+        right = getattr(native, name)
+        monkeypatch.setattr(native, name, lambda *a, name=name, right=right: calls.append(name) or right(*a))
     values = tuple(value.requires_grad_() for value in arguments())
-    squared(rnn)(*values).backward()
+    with kernels.use("eager"):
+        squared(rnn)(*values).backward()
     assert calls == ["forward", "backward"]
     calls.clear()
     func.vmap(func.grad(squared(rnn), 3), (0, None, None, None, None))(
         *(v.detach() for v in (values[0][None], *values[1:]))
     )
     assert calls == ["functional_forward", "functional_backward"]
+    if native.library() is not None:
+        calls.clear()
+        squared(rnn)(*values).backward()
+        assert calls == ["forward_all", "backward_all"]
 
 
 @pytest.mark.parametrize("mapped", ["o", "y", "both"])

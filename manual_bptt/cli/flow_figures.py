@@ -154,12 +154,13 @@ def truncations(findings: "Findings") -> Figure | None:
         known = [each.bias if each.draws == 0 else 0.0 for each in mine]  # drawn ones have none: what is found is noise
         panels[0].plot(held, [bias or math.nan for bias in known], **style)
         panels[1].plot(held, [each.deviation or math.nan for each in mine], **style)
-        panels[2].plot(held, [each.error for each in mine], **style)
+        panels[2].plot(held, [each.error or math.nan for each in mine], **style)
         missed = [(states, each.error) for states, each in zip(held, mine, strict=True) if not each.is_seen]
         for states, error in missed:
             panels[2].annotate("more", (states, error), (0, 8), textcoords="offset points", ha="center", fontsize=8)
     for panel, title in zip(panels, ("Bias", "Deviation", "Error: both together"), strict=True):
         _label(panel, "states held", "", title)
+        panel.set_xlim(held[0] / 1.2, held[-1] * 1.2)  # also where nothing is drawn
         panel.set_xscale("log", base=2)
         panel.set_xticks(held, [str(states) for states in held])
     _log(panels, LOWEST)

@@ -1,6 +1,6 @@
 """Mistakes that `bptt verify --self-test` plants into the backward pass, to show that each one is seen.
 
-Every entry replaces one function of the hand-written code while its context is open.
+Every entry replaces one function of the hand-written code while its context is open, in which the readable kernel runs.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from manual_bptt import kernels, recurrence
 from manual_bptt.activations import ACTIVATIONS, Activation
+from manual_bptt.kernels import eager
 from manual_bptt.recurrence import Settings
 
-_backward = kernels.backward
+_backward = eager.backward
 _through_time = recurrence.through_time
 _dW = recurrence.recurrent_weight_gradient
 _INVERSE = {"tanh": torch.atanh, "sigmoid": torch.logit}  # a from h, where f' at a differs from f' at h
@@ -45,7 +46,7 @@ class Mistake:
     @contextmanager
     def planted(self) -> Iterator[None]:
         """Replace the right function by the wrong one for as long as the context is open."""
-        with mock.patch.object(self.module, self.function, self.replacement):
+        with kernels.use("eager"), mock.patch.object(self.module, self.function, self.replacement):
             yield
 
 
@@ -78,8 +79,8 @@ def _no_bias_gradient(da: Tensor) -> Tensor:
 _THROUGH_TIME = frozenset({"U", "W", "b", "x", "h0"})
 
 MISTAKES = (
-    Mistake("carry dropped (B3)", _THROUGH_TIME, kernels, "backward", _carry_dropped),
-    Mistake("W transposed (B3)", _THROUGH_TIME, kernels, "backward", _W_transposed),
+    Mistake("carry dropped (B3)", _THROUGH_TIME, eager, "backward", _carry_dropped),
+    Mistake("W transposed (B3)", _THROUGH_TIME, eager, "backward", _W_transposed),
     Mistake("h_t for h_{t-1} (B6)", frozenset({"W"}), recurrence, "recurrent_weight_gradient", _state_after),
     Mistake("db dropped (B5)", frozenset({"b"}), recurrence, "bias_gradient", _no_bias_gradient),
     Mistake("dW × 1.001 (B6)", frozenset({"W"}), recurrence, "recurrent_weight_gradient", _scaled),

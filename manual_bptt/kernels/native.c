@@ -8,7 +8,6 @@
 
 #ifndef REAL
 
-#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,16 +23,57 @@ typedef int32_t whole_float;
 typedef int64_t whole_double;
 
 enum { TANH, SIGMOID, RELU, IDENTITY };
+enum { CHUNK = 128 }; /* rows that a weight gradient takes at a time */
 
-/* Everything that one call hands over; arrays are contiguous, rows of step t are starts[t] … starts[t + 1] - 1. */
+/* What one recursion reads and writes; arrays are contiguous, rows of step t are START(work, t) … START(work, t + 1) - 1. */
 typedef struct {
-    int64_t T, H, f;
-    const int64_t *starts;
-    void *steps;          /* forward: a, becomes h; backward: f', becomes da */
-    const void *first;    /* forward: h0; backward: dh from outside */
-    const void *panels;   /* W, packed */
-    const double *xi;     /* backward: ξ_1 … ξ_T, or NULL */
+    int64_t T, B, H, f;
+    const int64_t *starts; /* NULL: B rows at every step */
+    void *h;               /* forward: a, becomes h; backward: read */
+    const void *h0, *dh;   /* forward; backward: from outside */
+    void *da;              /* backward: written */
+    const void *panels;    /* W, packed */
+    const double *xi;      /* backward: ξ_1 … ξ_T, or NULL */
 } Work;
+#define START(work, t) ((work)->starts ? (work)->starts[t] : (t) * (work)->B)
+
+/* What starts threads, and what each of them does: one of several parts. */
+typedef void (*Team)(void (*)(void *), void *, unsigned, unsigned);
+typedef void (*Part)(void *, int64_t, int64_t);
+typedef struct {
+    Part part;
+    void *work;
+    int64_t parts, next; /* how many there are, and the one that is taken next */
+} Shared;
+
+static void take_parts(void *given) {
+    Shared *shared = given;
+    for (;;) {
+        int64_t part = __atomic_fetch_add(&shared->next, 1, __ATOMIC_RELAXED);
+        if (part >= shared->parts) return;
+        shared->part(shared->work, part, shared->parts);
+    }
+}
+
+/* Does all parts of some work: by as many threads of a team, or alone. */
+static void share(Team team, int64_t parts, Part part, void *work) {
+    Shared shared = {part, work, parts, 0};
+    if (team && parts > 1) team(take_parts, &shared, (unsigned)parts, 0);
+    else take_parts(&shared);
+}
+
+/* A recurrence whole, with its inputs and all its gradients; every step has B rows. b and b2 may be NULL, and every gradient
+   that nobody asked for. */
+typedef struct {
+    Work work;
+    int64_t D;
+    const void *x, *U, *W, *b, *b2;
+    void *dx, *dh0, *dU, *dW, *db;
+    Team team; /* as manual_bptt_run */
+    int64_t threads;
+    void *panels, *room; /* U, packed; what each thread needs for itself */
+    int64_t room_of_each;
+} Whole;
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define HAS_X86 1
@@ -78,15 +118,6 @@ typedef struct {
 #undef BYTES
 #undef TARGET
 
-typedef void (*Rows)(const Work *, int64_t, int64_t);
-typedef struct { const Work *work; Rows rows; int64_t from, to; } Part;
-
-static void *run_part(void *given) {
-    const Part *part = given;
-    part->rows(part->work, part->from, part->to);
-    return NULL;
-}
-
 /* The best instruction set of this machine: 2 AVX-512, 1 AVX2 with FMA, 0 what the compiler takes for granted. */
 int manual_bptt_isa(void) {
 #ifdef HAS_X86
@@ -100,44 +131,51 @@ int manual_bptt_isa(void) {
 }
 
 #ifdef HAS_X86
-#define CHOOSE(stem, type) (isa == 2 ? stem##_##type##_avx512 : isa == 1 ? stem##_##type##_avx2 : stem##_##type##_plain)
+#define OF_ISA(stem, type) (isa == 2 ? stem##_##type##_avx512 : isa == 1 ? stem##_##type##_avx2 : stem##_##type##_plain)
 #else
-#define CHOOSE(stem, type) (stem##_##type##_plain)
+#define OF_ISA(stem, type) (stem##_##type##_plain)
 #endif
+#define CHOOSE(stem) (is_double ? (void *)OF_ISA(stem, double) : (void *)OF_ISA(stem, float))
+typedef void (*Pack)(int64_t, int64_t, const void *, int, void *);
+typedef int (*All)(Whole *);
 
-/* Runs one recursion. isa: at most what manual_bptt_isa says. W is (H, H), rows by rows; the forward pass multiplies with
-   its transpose. Returns 0, or 1 where there is no memory. */
-int manual_bptt_run(int backward, int is_double, int isa, int threads, int64_t T, int64_t H, int f, const int64_t *starts,
-                    void *steps, const void *first, const void *W, const double *xi) {
+/* Runs one recursion. isa: at most what manual_bptt_isa says. team: GOMP_parallel of the OpenMP runtime that the process
+   has loaded, or NULL for one thread. first: h0, or dh. W is (H, H), rows by rows; the forward pass multiplies with its
+   transpose. Returns 0, or 1 where there is no memory. */
+int manual_bptt_run(int backward, int is_double, int isa, int threads, Team team, int64_t T, int64_t B, int64_t H, int f,
+                    const int64_t *starts, void *h, const void *first, void *da, const void *W, const double *xi) {
     int64_t lanes = (isa == 2 ? 64 : isa == 1 ? 32 : 16) / (is_double ? 8 : 4), columns = (H + lanes - 1) / lanes * lanes;
     void *panels;
-    if (posix_memalign(&panels, 64, (size_t)(columns * H) * (is_double ? 8 : 4) + 64)) return 1;
-    if (is_double) CHOOSE(pack, double)(H, W, !backward, panels);
-    else CHOOSE(pack, float)(H, W, !backward, panels);
-    Work work = {T, H, f, starts, steps, first, panels, xi};
-    Rows rows = backward ? (is_double ? CHOOSE(backward, double) : CHOOSE(backward, float))
-                         : (is_double ? CHOOSE(forward, double) : CHOOSE(forward, float));
-    int64_t B = starts[1] - starts[0];
-    if (threads > B) threads = (int)B;
-    if (threads > 64) threads = 64;
-    pthread_t started[64];
-    Part parts[64];
-    int running = 0;
-    for (int i = 1; i < threads; i++) {
-        parts[i] = (Part){&work, rows, B * i / threads, B * (i + 1) / threads};
-        if (pthread_create(&started[running], NULL, run_part, &parts[i])) rows(&work, parts[i].from, parts[i].to);
-        else running++;
-    }
-    rows(&work, 0, threads > 1 ? B / threads : B);
-    while (running > 0) pthread_join(started[--running], NULL);
+    if (posix_memalign(&panels, 64, (size_t)(columns * H) * (is_double ? 8 : 4))) return 1;
+    ((Pack)CHOOSE(pack))(H, H, W, !backward, panels);
+    Work work = {T, B, H, f, starts, h, first, first, da, panels, xi};
+    share(team, threads < B ? threads : B, (Part)(backward ? CHOOSE(backward) : CHOOSE(forward)), &work);
     free(panels);
     return 0;
 }
 
+/* h of a whole recurrence, from x. Arguments and what is returned as manual_bptt_run. */
+int manual_bptt_forward_all(int is_double, int isa, int threads, Team team, int64_t T, int64_t B, int64_t D, int64_t H, int f,
+                            const void *x, const void *h0, const void *U, const void *W, const void *b, const void *b2,
+                            void *h) {
+    Whole whole = {.work = {.T = T, .B = B, .H = H, .f = f, .h = h, .h0 = h0}, .D = D, .x = x, .U = U, .W = W, .b = b,
+                   .b2 = b2, .team = team, .threads = threads};
+    return ((All)CHOOSE(forward_all))(&whole);
+}
+
+/* The gradients of a whole recurrence, each where there is room for it. Arguments and what is returned as
+   manual_bptt_run. */
+int manual_bptt_backward_all(int is_double, int isa, int threads, Team team, int64_t T, int64_t B, int64_t D, int64_t H,
+                             int f, const void *dh, void *h, const void *x, const void *h0, const void *U, const void *W,
+                             void *dx, void *dh0, void *dU, void *dW, void *db) {
+    Whole whole = {.work = {.T = T, .B = B, .H = H, .f = f, .h = h, .h0 = h0, .dh = dh}, .D = D, .x = x, .U = U, .W = W,
+                   .dx = dx, .dh0 = dh0, .dU = dU, .dW = dW, .db = db, .team = team, .threads = threads};
+    return ((All)CHOOSE(backward_all))(&whole);
+}
+
 /* f of n numbers in place, for the tests of its accuracy. */
 void manual_bptt_apply(int is_double, int isa, int f, int64_t n, void *values) {
-    if (is_double) CHOOSE(apply, double)(f, n, values);
-    else CHOOSE(apply, float)(f, n, values);
+    ((void (*)(int64_t, int64_t, void *))CHOOSE(apply))(f, n, values);
 }
 
 #else /* REAL: one instruction set, one kind of number */
@@ -253,64 +291,88 @@ TARGET static void NAME(apply)(int64_t f, int64_t n, REAL *values) {
     for (int64_t i = 0; i < n; i += LANES) NAME(store)(values + i, NAME(activation)(f, NAME(load)(values + i, n - i)), n - i);
 }
 
-/* Panels of LANES columns of W, or of its transpose, each in the order of k; 0 beyond H. */
-TARGET static void NAME(pack)(int64_t H, const REAL *W, int transposed, REAL *panels) {
-    for (int64_t first = 0; first < H; first += LANES)
-        for (int64_t k = 0; k < H; k++)
-            for (int64_t lane = 0; lane < LANES; lane++) {
-                int64_t column = first + lane;
-                *panels++ = column >= H ? (REAL)0 : transposed ? W[column * H + k] : W[k * H + column];
-            }
+/* Panels of LANES columns of a matrix (K, C), or of the transpose of one (C, K), each in the order of k; 0 beyond C. */
+TARGET static void NAME(pack)(int64_t K, int64_t C, const REAL *matrix, int transposed, REAL *panels) {
+    for (int64_t first = 0; first < C; first += LANES, panels += K * LANES) {
+        int64_t n = C - first < LANES ? C - first : LANES;
+        if (n < LANES) memset(panels, 0, (size_t)(K * LANES) * sizeof(REAL));
+        if (!transposed)
+            for (int64_t k = 0; k < K; k++) memcpy(panels + k * LANES, matrix + k * C + first, (size_t)n * sizeof(REAL));
+        else
+            for (int64_t from = 0; from < K; from += 16) /* few enough lines of each row to stay in the cache */
+                for (int64_t lane = 0; lane < n; lane++)
+                    for (int64_t k = from; k < from + 16 && k < K; k++)
+                        panels[k * LANES + lane] = matrix[(first + lane) * K + k];
+    }
 }
 
-/* sums[r][v] = Σ_k before[r][k] · panel v of column k, for `rows` rows and `wide` panels, both known when compiled; 0
-   where nothing comes. */
-INLINE void NAME(product)(int rows, int wide, int64_t H, const REAL *before, const REAL *panels, V sums[6][8]) {
+/* sums[r][v] = Σ_k left[r · row + k · step] · panel v of column k, for `rows` rows and `wide` panels, both known when
+   compiled; 0 where nothing comes. */
+INLINE void NAME(product)(int rows, int wide, int64_t K, const REAL *left, int64_t row, int64_t step, const REAL *panels,
+                          V sums[6][8]) {
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < wide; v++) sums[r][v] = (V){0};
-    for (int64_t k = 0; before && k < H; k++)
+    for (int64_t k = 0; left && k < K; k++)
         for (int v = 0; v < wide; v++) {
             V w;
-            memcpy(&w, panels + (v * H + k) * LANES, sizeof w);
-            for (int r = 0; r < rows; r++) sums[r][v] += before[r * H + k] * w;
+            memcpy(&w, panels + (v * K + k) * LANES, sizeof w);
+            for (int r = 0; r < rows; r++) sums[r][v] += left[r * row + k * step] * w;
         }
 }
 
 /* F1 F2 of a block: h = f(a + before · panels). */
-INLINE void NAME(forward_block)(int rows, int wide, int64_t H, int64_t f, const REAL *before, const REAL *panels, REAL *a,
-                                int64_t columns) {
+INLINE void NAME(forward_block)(int rows, int wide, int64_t H, int64_t left, const REAL *before, const REAL *panels,
+                                int64_t f, REAL *a) {
     V sums[6][8];
-    NAME(product)(rows, wide, H, before, panels, sums);
+    NAME(product)(rows, wide, H, before, H, 1, panels, sums);
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < wide; v++) {
             REAL *place = a + r * H + v * LANES;
-            int64_t n = columns - v * LANES;
+            int64_t n = left - v * LANES;
             NAME(store)(place, NAME(activation)(f, NAME(load)(place, n) + sums[r][v]), n);
         }
 }
 
-/* B3 B4 of a block: da = f' ⊙ (dh + ξ · before · panels); relu selects. */
-INLINE void NAME(backward_block)(int rows, int wide, int64_t H, int64_t f, const REAL *before, const REAL *panels,
-                                 REAL *slope, const REAL *dh, REAL xi, int64_t columns) {
+/* B3 B4 of a block: da = f' ⊙ (dh + ξ · before · panels), f' from h; relu selects. */
+INLINE void NAME(backward_block)(int rows, int wide, int64_t H, int64_t left, const REAL *before, const REAL *panels,
+                                 int64_t f, const REAL *h, const REAL *dh, REAL *da, REAL xi) {
     V sums[6][8];
-    NAME(product)(rows, wide, H, before, panels, sums);
+    NAME(product)(rows, wide, H, before, H, 1, panels, sums);
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < wide; v++) {
-            int64_t place = r * H + v * LANES, n = columns - v * LANES;
-            V s = NAME(load)(slope + place, n), total = NAME(load)(dh + place, n);
+            int64_t place = r * H + v * LANES, n = left - v * LANES;
+            V s = NAME(load)(h + place, n), total = NAME(load)(dh + place, n);
             if (before) total = xi == (REAL)1 ? total + sums[r][v] : total + xi * sums[r][v];
-            NAME(store)(slope + place, f == RELU ? NAME(select)((M)(s <= 0), (V){0}, total) : s * total, n);
+            if (f == TANH) total = ((REAL)1 - s * s) * total;
+            if (f == SIGMOID) total = s * ((REAL)1 - s) * total;
+            if (f == RELU) total = NAME(select)((M)(s <= 0), (V){0}, total);
+            NAME(store)(da + place, total, n);
         }
 }
 
-/* All columns of up to 6 rows: the fewer rows, the more panels at once, so that there are sums enough to hide latency. */
-#define COLUMNS(block, rows, most, ...)                                                                              \
-    for (int64_t c = 0; c < H;) {                                                                                    \
-        int64_t left = H - c, whole = left >= LANES * (most) ? (most) : 1;                                           \
-        const REAL *panel = (const REAL *)work->panels + c * H;                                                      \
-        if (whole == (most)) block(rows, most, H, work->f, before, panel, __VA_ARGS__, left);                        \
-        else block(rows, 1, H, work->f, before, panel, __VA_ARGS__, left);                                           \
-        c += whole * LANES;                                                                                          \
+/* A block of left · panels, with a bias, or added to what is there. */
+INLINE void NAME(plain_block)(int rows, int wide, int64_t C, int64_t left, const REAL *from, const REAL *panels,
+                              int64_t K, int64_t row, int64_t step, const REAL *bias, int add, REAL *to) {
+    V sums[6][8];
+    NAME(product)(rows, wide, K, from, row, step, panels, sums);
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < wide; v++) {
+            int64_t n = left - v * LANES;
+            REAL *place = to + r * C + v * LANES;
+            V sum = bias ? sums[r][v] + NAME(load)(bias + v * LANES, n) : sums[r][v];
+            NAME(store)(place, add ? NAME(load)(place, n) + sum : sum, n);
+        }
+}
+
+/* All C columns of up to 6 rows, K numbers each: the fewer rows, the more panels at once, so that there are sums enough to
+   hide latency. */
+#define COLUMNS(block, rows, most, C, K, before, packed, ...)                                                        \
+    for (int64_t c = 0; c < (C);) {                                                                                  \
+        int64_t left = (C) - c, wide = left >= LANES * (most) ? (most) : 1;                                          \
+        const REAL *panel = (packed) + c * (K);                                                                      \
+        if (wide == (most)) block(rows, most, C, left, before, panel, __VA_ARGS__);                                  \
+        else block(rows, 1, C, left, before, panel, __VA_ARGS__);                                                    \
+        c += wide * LANES;                                                                                           \
     }
 #define BLOCKS(block, ...)                                                                                           \
     switch (rows) {                                                                                                  \
@@ -322,39 +384,147 @@ INLINE void NAME(backward_block)(int rows, int wide, int64_t H, int64_t f, const
         default: COLUMNS(block, 6, 2, __VA_ARGS__) break;                                                            \
     }
 
-TARGET static void NAME(forward)(const Work *work, int64_t from, int64_t to) {
-    int64_t H = work->H;
+TARGET static void NAME(forward)(void *given, int64_t part, int64_t parts) {
+    const Work *work = given;
+    int64_t H = work->H, f = work->f, from = work->B * part / parts, to = work->B * (part + 1) / parts;
+    const REAL *panels = work->panels;
     for (int64_t t = 0; t < work->T; t++) {
-        int64_t here = work->starts[t], running = work->starts[t + 1] - here;
-        const REAL *earlier = t ? (const REAL *)work->steps + work->starts[t - 1] * H : (const REAL *)work->first;
+        int64_t here = START(work, t), running = START(work, t + 1) - here;
+        const REAL *earlier = t ? (const REAL *)work->h + START(work, t - 1) * H : (const REAL *)work->h0;
         int64_t end = to < running ? to : running;
         for (int64_t b = from; b < end;) {
             int64_t rows = end - b < 6 ? end - b : 6;
             const REAL *before = earlier + b * H;
-            REAL *a = (REAL *)work->steps + (here + b) * H;
-            BLOCKS(NAME(forward_block), a + c)
+            REAL *a = (REAL *)work->h + (here + b) * H;
+            BLOCKS(NAME(forward_block), H, H, before, panels, f, a + c)
             b += rows;
         }
     }
 }
 
-TARGET static void NAME(backward)(const Work *work, int64_t from, int64_t to) {
-    int64_t H = work->H;
+TARGET static void NAME(backward)(void *given, int64_t part, int64_t parts) {
+    const Work *work = given;
+    int64_t H = work->H, f = work->f, from = work->B * part / parts, to = work->B * (part + 1) / parts;
+    const REAL *panels = work->panels;
     for (int64_t t = work->T - 1; t >= 0; t--) {
-        int64_t here = work->starts[t], running = work->starts[t + 1] - here;
-        int64_t going_on = t + 1 < work->T ? work->starts[t + 2] - work->starts[t + 1] : 0;
+        int64_t here = START(work, t), running = START(work, t + 1) - here;
+        int64_t going_on = t + 1 < work->T ? START(work, t + 2) - START(work, t + 1) : 0;
         REAL xi = t + 1 < work->T && work->xi ? (REAL)work->xi[t + 1] : (REAL)1;
         if (xi == (REAL)0) going_on = 0;
         int64_t end = to < running ? to : running;
         for (int64_t b = from; b < end;) {
             int64_t until = b < going_on && going_on < end ? going_on : end, rows = until - b < 6 ? until - b : 6;
-            const REAL *before = b < going_on ? (const REAL *)work->steps + (work->starts[t + 1] + b) * H : NULL;
-            REAL *slope = (REAL *)work->steps + (here + b) * H;
-            const REAL *dh = (const REAL *)work->first + (here + b) * H;
-            BLOCKS(NAME(backward_block), slope + c, dh + c, xi)
+            REAL *da = (REAL *)work->da + (here + b) * H;
+            const REAL *before = b < going_on ? (const REAL *)work->da + (START(work, t + 1) + b) * H : NULL;
+            const REAL *h = (const REAL *)work->h + (here + b) * H, *dh = (const REAL *)work->dh + (here + b) * H;
+            BLOCKS(NAME(backward_block), H, H, before, panels, f, h + c, dh + c, da + c, xi)
             b += rows;
         }
     }
+}
+
+/* to (N, C) = left (N, K) · right (K, C), with a bias or added to what is there; left[n][k] lies at n · row + k · step,
+   and right is packed. */
+TARGET static void NAME(multiply)(int64_t N, int64_t K, int64_t C, const REAL *left, int64_t row, int64_t step,
+                                  const REAL *panels, const REAL *bias, int add, REAL *to) {
+    for (int64_t n = 0; n < N;) {
+        int64_t rows = N - n < 6 ? N - n : 6;
+        const REAL *from = left + n * row;
+        BLOCKS(NAME(plain_block), C, K, from, panels, K, row, step, bias ? bias + c : NULL, add, to + n * C + c)
+        n += rows;
+    }
+}
+
+INLINE int64_t NAME(padded)(int64_t C) { return (C + LANES - 1) / LANES * LANES; }
+
+/* Where a part of N rows begins, whole blocks of 6 in each but the last. */
+INLINE int64_t NAME(begin)(int64_t N, int64_t part, int64_t parts) { return part == parts ? N : N / 6 * part / parts * 6; }
+
+/* F1 but for the state before, of some rows. */
+TARGET static void NAME(project)(void *given, int64_t part, int64_t parts) {
+    const Whole *whole = given;
+    int64_t H = whole->work.H, D = whole->D, N = whole->work.T * whole->work.B;
+    int64_t from = NAME(begin)(N, part, parts), to = NAME(begin)(N, part + 1, parts);
+    NAME(multiply)(to - from, D, H, (const REAL *)whole->x + from * D, D, 1, whole->panels, whole->room, 0,
+                   (REAL *)whole->work.h + from * H);
+}
+
+TARGET static int NAME(forward_all)(Whole *whole) {
+    Work *work = &whole->work;
+    int64_t H = work->H, D = whole->D, B = work->B, wide = NAME(padded)(H), threads = whole->threads;
+    REAL *room;
+    if (posix_memalign((void **)&room, 64, (size_t)(wide * (D + H + 1)) * sizeof(REAL))) return 1;
+    REAL *U = room, *W = U + wide * D, *bias = W + wide * H;
+    NAME(pack)(D, H, whole->U, 1, U);
+    NAME(pack)(H, H, whole->W, 1, W);
+    const REAL *b = whole->b, *b2 = whole->b2;
+    for (int64_t i = 0; i < H; i++) bias[i] = (b ? b[i] : 0) + (b2 ? b2[i] : 0);
+    work->panels = W;
+    whole->panels = U;
+    whole->room = b || b2 ? bias : NULL;
+    share(whole->team, threads, NAME(project), whole);
+    share(whole->team, threads < B ? threads : B, NAME(forward), work);
+    free(room);
+    return 0;
+}
+
+/* Rows from … to - 1 of a weight's gradient, (H, C) += Σ_n da[n] ⊗ right[n] of N rows, some of the N at a time so that
+   what is packed stays in the cache; B6, B7. */
+TARGET static void NAME(weight_gradient)(int64_t N, int64_t H, int64_t C, const REAL *da, const REAL *right, REAL *packed,
+                                         REAL *to, int64_t from, int64_t until) {
+    for (int64_t n = 0; n < N; n += CHUNK) {
+        int64_t rows = N - n < CHUNK ? N - n : CHUNK;
+        NAME(pack)(rows, C, right + n * C, 0, packed);
+        NAME(multiply)(until - from, rows, C, da + n * H + from, 1, H, packed, NULL, 1, to + from * C);
+    }
+}
+
+/* A part of what da is turned into: of the rows of dx, and of those of the weights' gradients. */
+TARGET static void NAME(turn)(void *given, int64_t part, int64_t parts) {
+    const Whole *whole = given;
+    const Work *work = &whole->work;
+    int64_t H = work->H, D = whole->D, B = work->B, N = work->T * B;
+    const REAL *da = work->da;
+    REAL *packed = (REAL *)whole->room + part * whole->room_of_each, *dU = whole->dU, *dW = whole->dW, *db = whole->db;
+    int64_t from = NAME(begin)(N, part, parts), to = NAME(begin)(N, part + 1, parts);
+    if (whole->dx) /* B8 */
+        NAME(multiply)(to - from, H, D, da + from * H, H, 1, whole->panels, NULL, 0, (REAL *)whole->dx + from * D);
+    from = NAME(begin)(H, part, parts), to = NAME(begin)(H, part + 1, parts);
+    if (dU) { /* B7 */
+        memset(dU + from * D, 0, (size_t)((to - from) * D) * sizeof(REAL));
+        NAME(weight_gradient)(N, H, D, da, whole->x, packed, dU, from, to);
+    }
+    if (dW) { /* B6: the first step comes from h0, the others from the states before theirs */
+        memset(dW + from * H, 0, (size_t)((to - from) * H) * sizeof(REAL));
+        NAME(weight_gradient)(B, H, H, da, work->h0, packed, dW, from, to);
+        NAME(weight_gradient)(N - B, H, H, da + B * H, work->h, packed, dW, from, to);
+    }
+    if (db) { /* B5 */
+        memset(db + from, 0, (size_t)(to - from) * sizeof(REAL));
+        for (int64_t n = 0; n < N; n++)
+            for (int64_t i = from; i < to; i++) db[i] += da[n * H + i];
+    }
+}
+
+TARGET static int NAME(backward_all)(Whole *whole) {
+    Work *work = &whole->work;
+    int64_t H = work->H, D = whole->D, B = work->B, N = work->T * B, wide = NAME(padded)(H), wide_D = NAME(padded)(D);
+    int64_t threads = whole->threads, each = CHUNK * (wide > wide_D ? wide : wide_D);
+    REAL *room;
+    if (posix_memalign((void **)&room, 64, (size_t)(H * (wide + wide_D) + N * H + threads * each) * sizeof(REAL))) return 1;
+    REAL *W = room, *U = W + H * wide, *da = U + H * wide_D;
+    NAME(pack)(H, H, whole->W, 0, W);
+    if (whole->dx) NAME(pack)(H, D, whole->U, 0, U);
+    work->panels = W;
+    work->da = da;
+    whole->panels = U;
+    whole->room = da + N * H;
+    whole->room_of_each = each;
+    share(whole->team, threads < B ? threads : B, NAME(backward), work);
+    if (whole->dh0) NAME(multiply)(B, H, H, da, H, 1, W, NULL, 0, whole->dh0); /* B8 */
+    share(whole->team, threads, NAME(turn), whole);
+    free(room);
+    return 0;
 }
 
 #undef LANES

@@ -1,14 +1,18 @@
-"""The sequential steps in C (native.c), for real numbers on CPUs: the same two functions as eager.py, called by ctypes.
+"""The recurrence in C (native.c), for real numbers on CPUs: the same functions as eager.py, called by ctypes.
 
-The library is built with the package where there is a compiler; without one `library()` is None and eager.py runs.
+`forward` and `backward` are the sequential steps alone; `forward_all` and `backward_all` a whole recurrence with its
+gradients, in one call each. The library is built with the package
+where there is a compiler; without one `library()` is None and eager.py runs.
 """
 
 import ctypes
+import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +20,9 @@ from torch import Tensor
 from manual_bptt.activations import Activation
 
 CODES = {"tanh": 0, "sigmoid": 1, "relu": 2, "identity": 3}  # the enum of native.c
-DTYPES = {torch.float32: 0, torch.float64: 1}
 INSTRUCTIONS = ("what the compiler takes for granted", "AVX2", "AVX-512")  # by what manual_bptt_isa returns
-SHARED = 30_000_000  # multiplications from which on starting threads pays: below a millisecond of work it does not
+DTYPES, TYPES = (torch.float32, torch.float64), (Tensor, torch.nn.Parameter)
+SHARED = 200_000  # multiplications from which on several threads pay
 _int, _long, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 
 
@@ -30,7 +34,13 @@ def library() -> ctypes.CDLL | None:
         if file.exists():
             try:
                 found = ctypes.CDLL(str(file))
-                found.manual_bptt_run.argtypes = (_int,) * 4 + (_long, _long, _int) + (_pointer,) * 5
+                found.manual_bptt_run.argtypes = (_int,) * 4 + (_pointer,) + (_long,) * 3 + (_int,) + (_pointer,) * 6
+                found.manual_bptt_forward_all.argtypes = (
+                    (_int,) * 3 + (_pointer,) + (_long,) * 4 + (_int,) + (_pointer,) * 7
+                )
+                found.manual_bptt_backward_all.argtypes = (
+                    (_int,) * 3 + (_pointer,) + (_long,) * 4 + (_int,) + (_pointer,) * 11
+                )
                 found.manual_bptt_apply.argtypes = (_int, _int, _int, _long, _pointer)
             except (OSError, AttributeError):
                 return None
@@ -45,104 +55,164 @@ def instructions() -> int:
     return 0 if found is None else int(found.manual_bptt_isa())
 
 
+def team() -> int | None:
+    """GOMP_parallel, by which torch starts its own threads: those that wait for work do not then stand in the way.
+
+    None, for one thread, where torch brings another runtime than one with GNU's OpenMP interface, and in a process that
+    was forked: the runtime's threads stay behind in the other one.
+    """
+    return None if _is_forked else _team()
+
+
+def _note_fork() -> None:
+    global _is_forked
+    _is_forked = True
+
+
+_is_forked = False
+os.register_at_fork(after_in_child=_note_fork)
+
+
+@cache
+def _team() -> int | None:
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, _pointer).value
+    except (OSError, AttributeError, TypeError):
+        return None
+
+
 def state() -> str:
     """What there is, in a few words."""
     if library() is None:
         return "not built; the installation leaves it out where there is no C compiler"
-    return f"built, with {INSTRUCTIONS[instructions()]}"
+    return f"built, with {INSTRUCTIONS[instructions()]}{'' if team() else ', one thread'}"
+
+
+def plain(first: Tensor, *others: Tensor | None) -> bool:
+    """Whether tensors can be handed to C: real, of one dtype, on the CPU, nothing derived. None counts as nothing."""
+    dtype = first.dtype
+    if dtype not in DTYPES or library() is None:
+        return False
+    for each in (first, *others):
+        if each is not None and not (type(each) in TYPES and each.dtype is dtype and each.is_cpu and not each.is_neg()):
+            return False
+    return True
 
 
 def takes(
     steps: Tensor, beside: Tensor, W: Tensor, activation: Activation, sizes: Sequence[int] | None, *, forward: bool
 ) -> bool:
-    """Whether these can be handed to C: plain, real, of one dtype, on the CPU, and of sizes that fit together.
+    """Whether the sequential steps can be handed to C: plain, and of sizes that fit together.
 
     Whatever does not fit is left to torch's operators, which say what is wrong: C would read beyond the arrays.
 
     Args:
-        steps: (T, B, H) or (N, H), what is overwritten.
+        steps: (T, B, H) or (N, H): a of the forward pass, h of the backward pass.
         beside: h0 (B, H) of the forward pass; dh, as steps, of the backward pass.
         W: (H, H).
         activation: Entry of ACTIVATIONS.
         sizes: None, or the number of sequences at each step.
         forward: Which pass it is.
     """
-    if activation.name not in CODES or steps.dtype not in DTYPES or library() is None or steps.numel() == 0:
+    if activation.name not in CODES or steps.numel() == 0:
         return False
     H = steps.shape[-1]
     B = steps.shape[-2] if sizes is None else sizes[0]
-    fits = (
+    return (
         steps.dim() == (3 if sizes is None else 2)
         and W.shape == (H, H)
         and beside.shape == ((B, H) if forward else steps.shape)
         and (sizes is None or sum(sizes) == steps.shape[0])
+        and plain(steps, beside, W)
     )
-    return fits and all(
-        type(each) in (Tensor, torch.nn.Parameter)
-        and each.dtype == steps.dtype
-        and each.device.type == "cpu"
-        and not each.is_neg()
-        for each in (steps, beside, W)
+
+
+def takes_all(
+    x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, b2: Tensor | None, activation: Activation
+) -> bool:
+    """Whether a whole recurrence can be handed to C: as `takes`.
+
+    Args:
+        x: (T, B, D), or (B, D) for one step.
+        h0: (B, H).
+        U: (H, D).
+        W: (H, H).
+        b: (H,) or None.
+        b2: As b.
+        activation: Entry of ACTIVATIONS.
+    """
+    if x.dtype not in DTYPES or activation.name not in CODES or x.dim() not in (2, 3) or U.dim() != 2:
+        return False
+    H, D = U.shape
+    return (
+        x.shape[-1] == D
+        and x.numel() > 0
+        and W.shape == (H, H)
+        and h0.shape == (x.shape[-2], H)
+        and (b is None or b.shape == (H,))
+        and (b2 is None or b2.shape == (H,))
+        and plain(x, h0, U, W, b, b2)
     )
 
 
 def forward(a: Tensor, h0: Tensor, W: Tensor, activation: Activation, sizes: Sequence[int] | None = None) -> Tensor:
     """Run F1 and F2 through time, as eager.forward; a is overwritten where it is contiguous."""
     a = a.contiguous()
-    _run(0, a, h0.contiguous(), W, activation, sizes, None)
+    _run(0, a, h0.contiguous(), None, W, activation, sizes, None)
     return a
 
 
 def backward(
     dh: Tensor,
-    slope: Tensor,
+    h: Tensor,
     W: Tensor,
     activation: Activation,
     sizes: Sequence[int] | None = None,
     xi: Sequence[float] | None = None,
 ) -> Tensor:
-    """Run B3 and B4 back through time, as eager.backward; slope is overwritten where it is contiguous."""
-    slope = slope.contiguous()
-    _run(1, slope, dh.contiguous(), W, activation, sizes, xi)
-    return slope
+    """Run B3 and B4 back through time, as eager.backward."""
+    da = torch.empty_like(h, memory_format=torch.contiguous_format)
+    _run(1, h.contiguous(), dh.contiguous(), da, W, activation, sizes, xi)
+    return da
 
 
 def _run(
     backward: int,
-    steps: Tensor,
+    h: Tensor,
     first: Tensor,
+    da: Tensor | None,
     W: Tensor,
     activation: Activation,
     sizes: Sequence[int] | None,
     xi: Sequence[float] | None,
 ) -> None:
-    found = library()
-    assert found is not None
-    if steps.numel() == 0:
+    found: Any = library()
+    if h.numel() == 0:
         return
     H = W.shape[0]
+    starts = None
     if sizes is None:
-        T, B = steps.shape[:2]
-        starts = (_long * (T + 1))(*range(0, (T + 1) * B, B))
+        T, B = h.shape[:2]
     else:
         T, B = len(sizes), sizes[0]
         starts = (_long * (T + 1))(0, *accumulate(sizes))
-    threads = 1
-    if B > 1:
-        threads = torch.get_num_threads() if steps.numel() * H > SHARED else 1
-    W = W.contiguous()
+    threads = _threads(h.numel() * H)
     weights = None if xi is None else (ctypes.c_double * T)(*xi)
+    W = W.contiguous()
     failed = found.manual_bptt_run(
         backward,
-        DTYPES[steps.dtype],
+        h.dtype == torch.float64,
         instructions(),
         threads,
+        team(),
         T,
+        B,
         H,
         CODES[activation.name],
-        ctypes.addressof(starts),
-        steps.data_ptr(),
+        None if starts is None else ctypes.addressof(starts),
+        h.data_ptr(),
         first.data_ptr(),
+        None if da is None else da.data_ptr(),
         W.data_ptr(),
         None if weights is None else ctypes.addressof(weights),
     )
@@ -150,11 +220,91 @@ def _run(
         raise MemoryError(f"recurrence: expected room for a copy of W, ({H}, {H}), got none")
 
 
+def _threads(multiplications: int) -> int:
+    """How many threads share some work."""
+    return min(torch.get_num_threads(), 64) if multiplications >= SHARED and team() else 1
+
+
+def forward_all(
+    x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, b2: Tensor | None, activation: Activation
+) -> Tensor:
+    """Run F1 and F2 of a whole recurrence, with the sum of two biases; arguments as `takes_all`. Return h."""
+    found: Any = library()
+    *steps, B, D = x.shape
+    H = W.shape[0]
+    h = x.new_empty((*steps, B, H))
+    inputs = [None if each is None else each.contiguous() for each in (x, h0, U, W, b, b2)]
+    failed = found.manual_bptt_forward_all(
+        x.dtype is torch.float64,
+        instructions(),
+        _threads(x.numel() // D * H * (H + D)),
+        team(),
+        steps[0] if steps else 1,
+        B,
+        D,
+        H,
+        CODES[activation.name],
+        *[None if each is None else each.data_ptr() for each in (*inputs, h)],
+    )
+    if failed:
+        raise MemoryError(f"recurrence: expected room for copies of U, ({H}, {D}), and W, ({H}, {H}), got none")
+    return h
+
+
+def backward_all(
+    dh: Tensor,
+    h: Tensor,
+    x: Tensor | None,
+    h0: Tensor | None,
+    U: Tensor | None,
+    W: Tensor,
+    D: int,
+    activation: Activation,
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Run B3-B8 of a whole recurrence. Return dx, dh0, dU, dW, db, each where needed says so.
+
+    Args:
+        dh: As h.
+        h: (T, B, H), or (B, H) for one step.
+        x: As h, with D numbers in place of H; None where dU is not needed.
+        h0: (B, H); None where dW is not needed.
+        U: (H, D); None where dx is not needed.
+        W: (H, H).
+        D: Numbers of an input.
+        activation: Entry of ACTIVATIONS.
+        needed: Which of the five are.
+    """
+    found: Any = library()
+    *steps, B, H = h.shape
+    need_dx, need_dh0, need_dU, need_dW, need_db = needed
+    dx = h.new_empty((*steps, B, D)) if need_dx else None
+    dh0 = h.new_empty((B, H)) if need_dh0 else None
+    dU = h.new_empty((H, D)) if need_dU else None
+    dW = torch.empty_like(W, memory_format=torch.contiguous_format) if need_dW else None
+    db = h.new_empty(H) if need_db else None
+    inputs = [None if each is None else each.contiguous() for each in (dh, h, x, h0, U, W)]
+    failed = found.manual_bptt_backward_all(
+        h.dtype is torch.float64,
+        instructions(),
+        _threads(h.numel() * (H + D)),
+        team(),
+        steps[0] if steps else 1,
+        B,
+        D,
+        H,
+        CODES[activation.name],
+        *[None if each is None else each.data_ptr() for each in (*inputs, dx, dh0, dU, dW, db)],
+    )
+    if failed:
+        raise MemoryError(f"recurrence: expected room for copies of ({', '.join(map(str, h.shape))}), got none")
+    return dx, dh0, dU, dW, db
+
+
 def apply(activation: str, values: Tensor, instruction_set: int | None = None) -> Tensor:
     """F of numbers, as the kernel computes it, in new storage; for whoever looks at its accuracy."""
-    found = library()
-    assert found is not None
+    found: Any = library()
     result = values.contiguous().clone()
     isa = instructions() if instruction_set is None else instruction_set
-    found.manual_bptt_apply(DTYPES[values.dtype], isa, CODES[activation], result.numel(), result.data_ptr())
+    found.manual_bptt_apply(values.dtype == torch.float64, isa, CODES[activation], result.numel(), result.data_ptr())
     return result
