@@ -1,6 +1,6 @@
 """Times every implementation at every size, device, thread count and task, after `gate` has let it pass.
 
-    pytest benchmarks --benchmark-json=results.json     about eight minutes on two cores
+    pytest benchmarks --benchmark-json=results.json     about twenty minutes on two cores
     python -m benchmarks.report results.json            the table and the picture
     pytest benchmarks -k "manual_bptt and training"     a part of it
     pytest benchmarks --benchmark-disable               every body once, gradients checked, nothing timed
@@ -15,9 +15,11 @@ What is timed, in float32 (`TASKS`):
 How the ratio to nn.RNN is taken. Machines are noisy, and one benchmark runs minutes after the other, so two
 times out of pytest-benchmark's table make no trustworthy ratio. Therefore every round of a benchmark is
 preceded, outside its clock, by one round of nn.RNN on the same numbers with the same timer: nn.RNN, own,
-nn.RNN, own, ... The number `speed_vs_nn_rnn` in `extra_info` is the median over the rounds of
-(time of nn.RNN) / (own time), neighbours divided by neighbours: above 1 is faster than nn.RNN. nn.RNN itself is
-measured in this way too, against a second copy of itself: what that ratio misses 1 by is the machine's noise.
+nn.RNN, own, ... A round is as many calls as fill some milliseconds, at most 20, as in a training that does nothing
+else: after a single call of nn.RNN a small one finds the caches full of somebody else's code. The number
+`speed_vs_nn_rnn` in `extra_info` is the median over the rounds of (time of nn.RNN) / (own time), neighbours divided
+by neighbours: above 1 is faster than nn.RNN. nn.RNN itself is measured in this way too, against a second copy of
+itself: what that ratio misses 1 by is the machine's noise.
 
 The timer waits for the accelerator before it reads the clock. On CUDA, TF32 is off for all.
 """
@@ -42,8 +44,9 @@ from benchmarks.sizes import SIZES, Size
 WARM_UP_SECONDS = 0.05
 BUDGET_SECONDS = 1.0
 MIN_ROUNDS, MAX_ROUNDS = 7, 200
+ROUND_SECONDS, MOST_CALLS = 0.01, 20
 
-Round = tuple[tuple[Body], dict[str, object]]  # the arguments of `run` as pytest-benchmark takes them
+Round = tuple[tuple[list[Body]], dict[str, object]]  # the arguments of `run` as pytest-benchmark takes them
 
 
 class Benchmark(Protocol):
@@ -54,7 +57,7 @@ class Benchmark(Protocol):
     extra_info: dict[str, object]
     stats: Any
 
-    def pedantic(self, target: Callable[[Body], object], *, setup: Callable[[], Round], rounds: int) -> object:
+    def pedantic(self, target: Callable[[list[Body]], object], *, setup: Callable[[], Round], rounds: int) -> object:
         """Time target(*arguments) in each round, with the arguments of a setup() outside the clock."""
 
 
@@ -129,6 +132,7 @@ def product_rate(device: str, threads: int) -> float:
     return float(1024**3 / median(seconds[5:]))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # its own, on compiling
 @pytest.mark.benchmark(timer=timer)
 @pytest.mark.parametrize("name", IMPLEMENTATIONS, ids=lambda name: name.replace(" ", "_"))
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.replace(" ", "_"))
@@ -165,16 +169,21 @@ def time_beside_peer(
     """Run the benchmark, each of its rounds after a round of nn.RNN, and record the ratio."""
     own, peer = IMPLEMENTATIONS[name].make(problem), IMPLEMENTATIONS[PEER].make(problem)
     peer_seconds: list[float] = []
+    calls = 1
 
     def next_round() -> Round:
         if benchmark.enabled:
-            body = prepare(peer, problem.dh)
+            bodies = [prepare(peer, problem.dh) for _ in range(calls)]
             start = timer()
-            run(body)
+            run(bodies)
             peer_seconds.append(timer() - start)
-        return (prepare(own, problem.dh),), {}
+        return ([prepare(own, problem.dh) for _ in range(calls)],), {}
 
-    rounds = warm_up(next_round) if benchmark.enabled else 1
+    rounds = 1
+    if benchmark.enabled:
+        seconds = warm_up(next_round)
+        calls = max(1, min(MOST_CALLS, int(ROUND_SECONDS / seconds)))
+        rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(BUDGET_SECONDS / (calls * seconds))))
     peer_seconds.clear()
     benchmark.pedantic(run, setup=next_round, rounds=rounds)
     if benchmark.enabled:
@@ -183,21 +192,23 @@ def time_beside_peer(
         benchmark.extra_info.update(
             speed_vs_nn_rnn=median(ratios),
             speed_vs_nn_rnn_quartiles=quantiles(ratios, n=4, method="inclusive")[::2],
-            nn_rnn_median_seconds=median(peer_seconds),
+            nn_rnn_median_seconds=median(peer_seconds) / calls,
+            calls=calls,
         )
 
 
-def run(body: Body) -> None:
-    """Run one prepared body; both sides of a ratio go through this call."""
-    body()
+def run(bodies: list[Body]) -> None:
+    """Run prepared bodies one after the other; both sides of a ratio go through this call."""
+    for body in bodies:
+        body()
 
 
-def warm_up(next_round: Callable[[], Round]) -> int:
-    """Run pairs of rounds for a moment and return how many of them fill the budget."""
+def warm_up(next_round: Callable[[], Round]) -> float:
+    """Run pairs of rounds for a moment and return the seconds that a pair takes."""
     begin = now = timer()
     while now - begin < WARM_UP_SECONDS:
         start = now
-        (body,), _ = next_round()
-        run(body)
+        (bodies,), _ = next_round()
+        run(bodies)
         now = timer()
-    return max(MIN_ROUNDS, min(MAX_ROUNDS, int(BUDGET_SECONDS / (now - start))))
+    return now - start

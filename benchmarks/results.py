@@ -99,7 +99,8 @@ def measurement(benchmark: dict[str, object]) -> Measurement:
     task = str(find(benchmark, "extra_info", "task"))
     if task not in TASKS:
         raise BadInputError(f"expected one of {', '.join(TASKS)} under extra_info.task, got {task!r:.40}")
-    rate = multiplications(size, task) / positive(benchmark, "stats", "median")
+    calls = positive(benchmark, "extra_info", "calls")  # in a round, which is what stats are of
+    seconds = positive(benchmark, "stats", "median") / calls
     return Measurement(
         size=size,
         implementation=str(find(benchmark, "extra_info", "implementation")),
@@ -110,11 +111,11 @@ def measurement(benchmark: dict[str, object]) -> Measurement:
             positive(benchmark, "extra_info", "speed_vs_nn_rnn_quartiles", 0),
             positive(benchmark, "extra_info", "speed_vs_nn_rnn_quartiles", 1),
         ),
-        min=positive(benchmark, "stats", "min"),
-        median=positive(benchmark, "stats", "median"),
-        iqr=number(benchmark, "stats", "iqr"),
+        min=positive(benchmark, "stats", "min") / calls,
+        median=seconds,
+        iqr=number(benchmark, "stats", "iqr") / calls,
         error=number(benchmark, "extra_info", "worst_error_vs_float64"),
-        share=rate / positive(benchmark, "extra_info", "product_rate"),
+        share=multiplications(size, task) / seconds / positive(benchmark, "extra_info", "product_rate"),
     )
 
 

@@ -32,11 +32,13 @@ SIZES: dict[Size, str] = {
     Size(20, 1, 57, 128): "a name, letter by letter, 57 different characters: name classification",
     Size(25, 1, 65, 100): "min-char-rnn: 25 characters at a time, a text of 65 different ones, 100 units",
     Size(28, 64, 28, 128): "an image of 28 x 28 pixels read row by row, as with MNIST",
+    Size(100, 1, 32, 32): "one sequence, a small network: nearly all of it calls",
     Size(100, 32, 64, 128): "middling in every respect",
     Size(500, 64, 6, 256): "few channels over many steps, as from sensors",
     Size(1000, 1, 64, 128): "one long sequence: nearly all of it sequential",
     Size(1000, 16, 32, 64): "long sequences, small network",
     Size(100, 256, 64, 64): "wide batch, small network",
     Size(50, 32, 128, 512): "short sequences, wide hidden layer",
+    Size(100, 64, 128, 256): "a usual layer of a usual model",
     Size(100, 64, 256, 1024): "the largest: nearly all of it matrix products",
 }
