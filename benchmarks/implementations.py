@@ -68,10 +68,14 @@ class ByAutograd:
             parameter.grad = None
 
     def backward(self, dh: Tensor) -> Body:
-        """Build the graph, and return the pass through it."""
-        self.clear()
+        """Build the graph, and return the pass through it, from gradients that are cleared."""
         h = self.forward()
-        return lambda: torch.autograd.backward(h, dh)
+
+        def body() -> None:
+            self.clear()
+            torch.autograd.backward(h, dh)
+
+        return body
 
     def training_step(self, dh: Tensor) -> Body:
         """Return a whole step."""

@@ -60,7 +60,8 @@ def measured(make: Callable[[Problem], ByAutograd], size: Size) -> tuple[float, 
     of_memory, states = make(problem), problem.dh.numel() * problem.dh.element_size()
     before = resident()
     of_step.training_step(problem.dh)()
-    return kept(of_memory) / states, (resident() - before) / states
+    peak = resident() - before
+    return kept(of_memory) / states, peak / states
 
 
 def kept(implementation: ByAutograd) -> int:

@@ -12,7 +12,10 @@ from benchmarks.sizes import Size
 
 TASK = "training step"
 # Okabe and Ito's palette: told apart with every kind of colour vision, and by the markers without any colour.
-STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v")]
+STYLES = [
+    ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"),
+    ("#000000", "x"),
+]  # fmt: skip
 
 
 def draw(measurements: list[Measurement], path: Path) -> None:
@@ -28,7 +31,8 @@ def draw(measurements: list[Measurement], path: Path) -> None:
     places = list(dict.fromkeys(m.place for m in shown))
     names = list(dict.fromkeys(m.implementation for m in shown))
 
-    figure = Figure(figsize=(8, 1.7 + 0.36 * len(sizes)), dpi=100, layout="constrained")
+    height = 0.15 + 0.06 * len(names)  # inches of a row
+    figure = Figure(figsize=(8, 1.9 + height * len(sizes)), dpi=100, layout="constrained")
     panels = figure.subplots(1, len(places), sharex=True, sharey=True, squeeze=False)[0]
     for place, panel in zip(places, panels, strict=True):
         draw_place(panel, [m for m in shown if m.place == place], sizes, names)
@@ -40,7 +44,7 @@ def draw(measurements: list[Measurement], path: Path) -> None:
         title=f"Speed of a {TASK} relative to torch.nn.RNN",
         title_fontsize=12,
         loc="outside upper center",
-        ncols=len(names),
+        ncols=4,
         frameon=False,
     )
     figure.savefig(path, format="png")
@@ -52,9 +56,11 @@ def draw_place(panel: Axes, measurements: list[Measurement], sizes: list[Size], 
     for index, name in enumerate(names):
         colour, marker = STYLES[index % len(STYLES)]
         mine = [m for m in measurements if m.implementation == name]
-        rows = [sizes.index(m.size) + 0.16 * (2 * index - len(names) + 1) for m in mine]
+        rows = [sizes.index(m.size) + (2 * index - len(names) + 1) * 0.4 / len(names) for m in mine]
         panel.hlines(rows, [m.quartiles[0] for m in mine], [m.quartiles[1] for m in mine], color=colour)
         panel.plot([m.speed for m in mine], rows, marker, color=colour, markersize=5.5, label=name)
+    for row in range(0, len(sizes), 2):
+        panel.axhspan(row - 0.5, row + 0.5, color="0.96", zorder=0)
     panel.grid(axis="x", color="0.88")
     panel.set_axisbelow(True)
     panel.tick_params(axis="y", length=0)

@@ -5,10 +5,12 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from manual_bptt.transforms import has_autocast
+
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype that autocast computes in on this device; None where it is off."""
-    if not torch._C._is_any_autocast_enabled():
+    if not has_autocast():
         return None
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)

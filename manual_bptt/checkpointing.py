@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manual_bptt.autocast import without_autocast
-from manual_bptt.recurrence import Settings, all_gradients, of_variables, states, to_inputs
+from manual_bptt.recurrence import Recurrence, Settings, all_gradients, of_variables, states, to_inputs
+from manual_bptt.transforms import apply
 
 Every = int | bool | None
 
@@ -75,7 +76,7 @@ class Checkpointed(Function):
         with without_autocast(dh.device):
             if torch.is_grad_enabled() or settings.window is not None or settings.observe is not None:
                 # all at once: somebody differentiates again, reaches across pieces or looks at every step
-                h = states(x, h0, U, W, b, b2, ended, settings, not torch.is_grad_enabled())
+                h = apply(Recurrence, x, h0, U, W, b, b2, ended, replace(settings, observe=None))
                 found = all_gradients(dh, h, x, h0, U, W, U.shape[1], ended, settings, needed)
             else:
                 found = _by_pieces(dh, x, h0, U, W, b, b2, ended, kept, settings, ctx.k, needed)

@@ -109,7 +109,8 @@ def run(
     elif torch.is_grad_enabled() or watched(x, h0, U, W):
         settings = settings if truncation is None else truncated(settings, truncation, x)
         k = steps_of_a_piece(checkpoint_every, settings.steps(x))
-        if k < settings.steps(x) and not watched(x, h0, U, W, *(each for each in (b, b2) if each is not None)):
+        inputs = [each for each in (x, h0, U, W, b, b2) if each is not None]
+        if k < settings.steps(x) and any(each.requires_grad for each in inputs) and not watched(*inputs):
             return apply(Checkpointed, x, h0, U, W, b, b2, ended, settings, k)  # type: ignore[no-any-return]
         h = apply(Recurrence, x, h0, U, W, b, b2, ended, settings)
     else:  # a Function costs as much as several small steps

@@ -51,8 +51,9 @@ class RNN(nn.RNNBase):
             first step; see `rnn`. An attribute that may be changed at any time; None: all the way.
         checkpoint_every: K: every k-th state of each layer and direction is kept until backward, and the others are
             computed again then, which costs about one more forward pass. True: √T, rounded up. None or False: all are
-            kept. An attribute that may be changed at any time. Under transforms of torch.func and in compiled programs
-            all are kept.
+            kept. Each layer still keeps what it reads, which above the first are all states of the layer below. An
+            attribute that may be changed at any time. Under transforms of torch.func and in compiled programs all
+            states are kept.
 
     Attributes:
         weight_ih_l{k}, weight_hh_l{k}, bias_ih_l{k}, bias_hh_l{k}: Parameters of layer k (U, W, and b in two parts),
@@ -171,7 +172,7 @@ class RNN(nn.RNNBase):
                 layout.steps, *weights = (cast(value, dtype) for value in (layout.steps, *weights))
                 initial = None if initial is None else cast(initial, dtype)
                 states, final = self._layers(layout, initial, weights)
-        # in one direction the states are kept for backward: whoever changes the output in place changes a copy
+        # in one direction the states are usually kept for backward: whoever changes the output in place changes a copy
         kept = states.requires_grad or is_transforming() or is_tracing()
         return layout.output(states, copy=kept and not self.bidirectional), layout.final(final)
 
@@ -279,7 +280,7 @@ class RNN(nn.RNNBase):
         shown = "" if known else f", nonlinearity={self.nonlinearity}"
         for name in ("truncation", "checkpoint_every"):
             value = getattr(self, name)
-            shown += "" if value is None else f", {name}={value}"
+            shown += "" if value is None or value is False else f", {name}={value}"
         return super().extra_repr() + shown
 
 

@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.nn import functional
 
 from manual_bptt import kernels, lags
 from manual_bptt.activations import ACTIVATIONS, Activation
 from manual_bptt.autocast import without_autocast
 from manual_bptt.kernels import eager, native
-from manual_bptt.transforms import is_mapped, watched
+from manual_bptt.transforms import has_forward_mode, is_mapped, watched
 
 
 @dataclass(frozen=True)
@@ -302,10 +302,10 @@ def all_gradients(
     """
     f, in_place = settings.activation, not (torch.is_grad_enabled() or watched(dh, h, W))
     if in_place and ended is None and settings.is_plain and kernels.is_whole_back(dh, h, x, h0, U, W, D, f):
-        found = native.backward_all(dh, h, x, h0, U, W, D, f, needed)
         if settings.observe is not None:
-            settings.observe(dh, through_time(dh, h, W, ended, settings), h, W, ended, settings)
-        return found
+            with without_autocast(dh.device):
+                settings.observe(dh, through_time(dh, h, W, ended, settings), h, W, ended, settings)
+        return native.backward_all(dh, h, x, h0, U, W, D, f, needed)
     with without_autocast(dh.device):
         da = through_time(dh, h, W, ended, settings)
         if settings.observe is not None:
@@ -348,7 +348,7 @@ class Recurrence(Function):
             ctx.save_for_backward(
                 x if need_dU else None, h0 if need_dW else None, U if need_dx else None, W, ended, output
             )
-        if forward_ad._current_level >= 0:
+        if has_forward_mode():
             ctx.save_for_forward(x, h0, U, W, ended, output)
         ctx.D = U.shape[1]
 

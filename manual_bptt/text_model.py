@@ -98,7 +98,7 @@ class TextModel(nn.Module):
         """
         if isinstance(tokens, Tensor):
             h, last = self.recurrence(self._read(tokens), hx)
-            return self._output(h), last
+            return self._output(functional.dropout(h, self.shape.dropout, self.training)), last
         packed = pack_sequence(list(tokens), enforce_sorted=False)
         states, last = self.recurrence(PackedSequence(self._read(packed.data), *packed[1:]), hx)
         if self.shape.loss == "every":

@@ -20,6 +20,10 @@ from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispat
 from torch.utils.flop_counter import _FlopCounterMode
 
 _BATCHED = torch._C._dispatch_key_parse("Batched")  # a gradient under autograd.grad(..., is_grads_batched=True)
+_PLAIN = {  # what ordinary tensors of the CPU have, and those of inference_mode
+    torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr(),
+    torch._C._dispatch_keys(torch.inference_mode()(torch.empty)(0, device="cpu")).raw_repr(),
+}
 _PROXY = torch._C._TorchDispatchModeKey.PROXY  # make_fx, and torch.func.linearize by it
 
 
@@ -68,6 +72,26 @@ def is_tracing() -> bool:
 def is_mapped(ctx: object) -> bool:
     """Whether a Function's context is one of torch.func's; vmap's takes both modes to save the same tensors."""
     return isinstance(ctx, WrappedCtx)
+
+
+def is_looked_at() -> bool:
+    """Whether a dispatch mode, forward mode or Dynamo looks at every operator, so that there have to be some."""
+    return torch._C._len_torch_dispatch_stack() > 0 or has_forward_mode() or torch.compiler.is_compiling()
+
+
+def has_forward_mode() -> bool:
+    """Whether forward mode is on."""
+    return bool(forward_ad._current_level >= 0)
+
+
+def has_autocast() -> bool:
+    """Whether autocast is on for any device."""
+    return bool(torch._C._is_any_autocast_enabled())
+
+
+def are_numbers_in_memory(value: Tensor) -> bool:
+    """Whether a tensor is its numbers in the memory of the CPU, not sparse, negated lazily, or of a transform."""
+    return torch._C._dispatch_keys(value).raw_repr() in _PLAIN
 
 
 def are_expanded(weights: Sequence[object]) -> bool:

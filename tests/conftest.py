@@ -1,15 +1,45 @@
-"""Fixtures for all tests: the devices there are, and memory that is NaN until somebody writes to it."""
+"""Fixtures for all tests: devices, kernels, and memory that is NaN until somebody writes to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from manual_bptt import kernels
+from manual_bptt.kernels import native
+
 torch.set_num_threads(1)  # the problems are small: threads would spend their time waiting for one another
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+# Tests of gradients that run once per kernel, without being told.
+PER_KERNEL = {
+    "test_autograd_loop",
+    "test_gradcheck",
+    "test_numerical",
+    "test_properties",
+    "test_reference",
+    "test_rnn_grid",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of some files once per kernel."""
+    if metafunc.module.__name__ in PER_KERNEL:
+        metafunc.fixturenames.append("each_kernel")
+        metafunc.parametrize("each_kernel", kernels.NAMES, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def each_kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A kernel, wherever it can run."""
+    if request.param != "eager" and native.library() is None:
+        pytest.skip(f"the kernel in C is {native.state()}")
+    with kernels.use(request.param):
+        yield request.param
 
 
 @pytest.fixture(params=DEVICES)

@@ -100,10 +100,11 @@ def test_what_is_kept() -> None:
     assert kept(50, layers=2) == 14 * B * H + all_states  # what the second layer reads
 
 
-def test_second_derivatives_are_those_of_all_states_kept() -> None:
+@pytest.mark.parametrize("truncation", [None, chunked(3), windowed(2)])
+def test_second_derivatives_are_those_of_all_states_kept(truncation: Any) -> None:
     found = []
     for every in (None, 4):
-        module = made(every)
+        module = made(every, truncation=truncation)
         x = normal(seeded(1), T, B, D).requires_grad_()
         output, _ = module(x)
         [dx] = torch.autograd.grad((output**2).sum(), x, create_graph=True)
@@ -149,6 +150,7 @@ def test_it_can_be_set_copied_and_shown() -> None:
     module = made(None)
     assert "checkpoint_every" not in repr(module)
     module.checkpoint_every = True
+    assert "checkpoint_every" not in repr(made(False))
     assert "checkpoint_every=True" in repr(copy.deepcopy(module))
     same(gradients(module, "dense"), gradients(made(None), "dense"))
     assert list(module.state_dict()) == list(made(None).state_dict())

@@ -410,7 +410,7 @@ def test_data_that_has_changed_is_refused(own: Path, capsys: pytest.CaptureFixtu
     [
         ((), "expected a TASK, names, sentences, text or a file, or --resume FOLDER, got neither"),
         (("absent.tsv",), "expected names, sentences, text, a file or a folder, got "),
-        (("own.tsv", "--vectors", "v.txt"), "--vectors is for words, got tokens characters"),
+        (("own.tsv", "--vectors", "v.txt"), "--vectors needs --tokens words, got tokens characters"),
         (("own.tsv", "--text", "own.tsv"), "--text is for the task text, got it with own.tsv"),
         (("own.tsv", "--steps", 3), "--steps is for the task text, got it with own.tsv"),
         (("own.tsv", "--unknown", 0.1), "--unknown is for words, got tokens characters"),
@@ -422,7 +422,7 @@ def test_data_that_has_changed_is_refused(own: Path, capsys: pytest.CaptureFixtu
         (("text", "--tokens", "subwords"), "--tokens subwords is for labelled texts, got it with text"),
         (("text", "--loss", "last"), "--loss last is for labelled texts, got it with text"),
         (("sentences", "--embedding", 0), "--embedding 0 is for characters and words, got tokens subwords"),
-        (("sentences", "--vectors", "v.txt"), "--vectors is for words, got tokens subwords"),
+        (("sentences", "--vectors", "v.txt"), "--vectors needs --tokens words, got tokens subwords"),
         (("text", "--balance", 0.5), "--balance is for labelled texts, got it with text"),
         (("text", "--text", "own.tsv", "--batch", 500), "expected 10000 characters or more for 500 streams, got "),
         (

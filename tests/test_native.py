@@ -16,6 +16,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,6 +196,13 @@ def test_two_threads_at_once_and_after_a_fork() -> None:
         "    from manual_bptt.activations import ACTIVATIONS\n"
         "    return native.forward(a.detach(), torch.zeros(8, 20), m.weight_hh_l0.detach(), ACTIVATIONS['tanh'])\n"
         "torch.set_num_threads(1); x.sum(); torch.get_num_threads = lambda: 2\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "def step(_):\n"
+        "    return torch.autograd.grad(m(x)[0].sum(), list(m.parameters()))\n"
+        "alone = step(0)\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    for each in pool.map(step, range(40)):\n"
+        "        assert all(torch.equal(a, b) for a, b in zip(each, alone))\n"
         "first = run(); child = os.fork()\n"
         "if child == 0: os._exit(0 if torch.equal(run(), first) else 1)\n"
         "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
@@ -274,6 +282,8 @@ def test_what_does_not_fit_together_never_comes_to_c(changed: str, to: tuple[int
     rows, h0, W = torch.zeros(6, 4), torch.zeros(3, 4), torch.zeros(4, 4)
     assert native.takes(rows, h0, W, tanh, [3, 2, 1], forward=True)
     assert not native.takes(rows, h0, W, tanh, [3, 2, 2], forward=True)
+    assert not native.takes(rows, torch.zeros(1, 4), W, tanh, [1, 2, 3], forward=True)  # no packed sequences
+    assert not native.takes(rows, h0, W, tanh, [3, 3, 0], forward=True)
     assert not native.takes(rows, h0, W.double(), tanh, [3, 2, 1], forward=True)
 
 
@@ -281,6 +291,7 @@ def test_without_the_library_everything_runs(monkeypatch: pytest.MonkeyPatch) ->
     model, x = RNN(3, 20, dtype=torch.float64), normal(seeded(1), 9, 4, 3)
     wanted = model(x)[0]
     monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "_files", list)
     torch.testing.assert_close(model(x)[0], wanted, rtol=1e-12, atol=1e-14)
     assert native.state().startswith("not built;")
     with pytest.raises(ValueError, match="use: expected a kernel that was built, got native, which is not built"):
@@ -385,6 +396,90 @@ def test_a_recurrence_that_does_not_fit_together_never_comes_to_c(changed: str, 
     assert not native.takes_all(**{**given, "x": torch.zeros(6, 3, dtype=torch.int64)}, activation=ACTIVATIONS["tanh"])
 
 
+@pytest.mark.parametrize(
+    ("changed", "to"),
+    [
+        ("dh", (6, 3, 5)),
+        ("x", (6, 3, 4)),
+        ("x", (5, 3, 5)),
+        ("h0", (2, 4)),
+        ("U", (5, 5)),
+        ("W", (4, 5)),
+        ("h", (18, 4)),
+    ],
+)
+def test_what_hooks_have_replaced_never_comes_to_c(changed: str, to: tuple[int, ...]) -> None:
+    shapes = {"dh": (6, 3, 4), "h": (6, 3, 4), "x": (6, 3, 5), "h0": (3, 4), "U": (4, 5), "W": (4, 4)}
+    given: dict[str, Any] = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    assert native.takes_all_back(**given, D=5, activation=ACTIVATIONS["tanh"])
+    assert native.takes_all_back(**{**given, "x": None, "h0": None, "U": None}, D=5, activation=ACTIVATIONS["tanh"])
+    assert not native.takes_all_back(**{**given, changed: torch.zeros(to)}, D=5, activation=ACTIVATIONS["tanh"])
+
+
+def test_a_hook_that_cuts_what_is_kept_is_refused_by_torch() -> None:
+    model, x = RNN(3, 4), torch.randn(6, 2, 3)
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: value, lambda value: value[:1]):
+        output = model(x)[0]
+    with pytest.raises(RuntimeError, match=r"size|shape"):
+        output.sum().backward()
+
+
+def test_only_numbers_in_memory_come_to_c() -> None:
+    plain = torch.randn(3, 3)
+    assert native.plain(plain, torch.nn.Parameter(plain))
+    with torch.inference_mode():
+        assert native.plain(torch.randn(3, 3))
+    others = [
+        plain.to_sparse(),
+        plain.to_mkldnn(),
+        torch._efficientzerotensor((3, 3)),
+        torch.randn(3, 3, dtype=torch.complex64).conj().imag,  # negated lazily
+        plain.to(torch.bfloat16),
+        plain.double(),
+        plain.to("meta"),
+    ]
+    assert not any(native.plain(plain, other) for other in others)
+    left = []
+    torch.func.vmap(lambda row: left.append(row) or row)(plain)  # a wrapper that outlives its transform
+    assert not native.plain(left[0])
+
+
+def test_a_bias_gradient_of_a_million_steps_is_summed_without_losing_any() -> None:
+    x, W = torch.zeros(1000, 1000, 1), torch.zeros(2, 2)
+    b = torch.zeros(2, requires_grad=True)
+    rnn(x, None, torch.zeros(2, 1), W, b, "identity").backward(torch.full((1000, 1000, 2), 0.1))
+    assert b.grad is not None
+    torch.testing.assert_close(b.grad, torch.full((2,), 1e5), rtol=1e-6, atol=0)
+
+
+def test_another_version_of_the_library_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    native.library.cache_clear()
+    try:
+        monkeypatch.setattr(native, "VERSION", -1)
+        assert native.library() is None
+        assert native.state() == "built, but of another version or machine: install the package again"
+    finally:
+        native.library.cache_clear()
+
+
+def test_there_are_systems_that_do_not_fork() -> None:
+    code = "import os; del os.register_at_fork; import manual_bptt.kernels.native as n; assert n._is_forked is False"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    code = code.replace("import manual", "import torch, manual")
+    command = [sys.executable, "-c", f"import torch\n{code}"]
+    assert subprocess.run(command, env=environment, timeout=120, check=False).returncode == 0
+
+
+def test_the_kernel_is_told() -> None:
+    cpu = torch.device("cpu")
+    assert kernels.taken(10, 1, 10, 20, torch.float32, cpu) == "whole"
+    assert kernels.taken(10, 1, 10, 20, torch.bfloat16, cpu) == "eager"
+    assert kernels.taken(10, 1, 10, 20, torch.float32, torch.device("meta")) == "eager"
+    for name in kernels.NAMES:
+        with kernels.use(name):
+            assert kernels.taken(10, 1, 10, 20, torch.float64, cpu) == name
+
+
 def test_when_a_recurrence_is_computed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     tanh = ACTIVATIONS["tanh"]
 
@@ -420,6 +515,24 @@ def test_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> Non
         "  work(given);\n"
         "  for (unsigned i = 1; i < threads; i++) pthread_join(started[i], NULL);\n"
         "}\n"
+        "static void *nothing(int64_t n, int wide) {\n"  # NaN, until it is written
+        "  void *made = malloc(n * (wide ? 8 : 4)); memset(made, 255, n * (wide ? 8 : 4)); return made;\n"
+        "}\n"
+        "static void *drawn(int64_t n, int wide) {\n"
+        "  void *made = malloc(n * (wide ? 8 : 4));\n"
+        "  for (int64_t i = 0; i < n; i++) {\n"
+        "    double value = (double)(i * 7919 % 201 - 100) / 500;\n"
+        "    if (wide) ((double *)made)[i] = value; else ((float *)made)[i] = (float)value;\n"
+        "  }\n"
+        "  return made;\n"
+        "}\n"
+        "static int nan_in(const void *of, int64_t n, int wide) {\n"
+        "  for (int64_t i = 0; i < n; i++) {\n"
+        "    double value = wide ? ((const double *)of)[i] : ((const float *)of)[i];\n"
+        "    if (value != value) return 1;\n"
+        "  }\n"
+        "  return 0;\n"
+        "}\n"
         "int main(void) {\n"
         "  for (int isa = 0; isa <= manual_bptt_isa(); isa++) for (int wide = 0; wide < 2; wide++)\n"
         "  for (int64_t H = 1; H < 70; H += 3) for (int64_t B = 1; B < 9; B++)\n"
@@ -431,16 +544,21 @@ def test_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> Non
         "    if (manual_bptt_run(back, wide, isa, 3, team, T, B, H, (int)(H % 4), starts, h, f, back ? da : NULL, W,\n"
         "                        back ? xi : NULL)) return 2;\n"
         "    free(h); free(d); free(da); free(W); if (!back) free(f);\n"
-        "    int64_t D = 1 + (H * 7) % 40; N = T * B;\n"
-        "    void *x = calloc(N * D, size), *h0 = calloc(B * H, size), *U = calloc(H * D, size);\n"
-        "    void *b = calloc(H, size);\n"
-        "    W = calloc(H * H, size); h = malloc(N * H * size); d = calloc(N * H, size);\n"
-        "    void *dx = malloc(N * D * size), *dh0 = malloc(B * H * size), *dU = malloc(H * D * size);\n"
-        "    void *dW = malloc(H * H * size), *db = malloc(H * size);\n"
-        "    if (manual_bptt_forward_all(wide, isa, 1 + 2 * back, team, T, B, D, H, (int)(H % 4), x, h0, U, W, b,\n"
+        "    if (H % 4) continue;\n"
+        "    T = B == 7 ? 40 : 3;\n"  # more rows than a weight's gradient takes at a time
+        "    int64_t D = 1 + (H * 7) % 66; N = T * B;\n"
+        "    void *x = drawn(N * D, wide), *h0 = drawn(B * H, wide), *U = drawn(H * D, wide), *b = drawn(H, wide);\n"
+        "    W = drawn(H * H, wide); h = nothing(N * H, wide); d = drawn(N * H, wide);\n"
+        "    void *dx = nothing(N * D, wide), *dh0 = nothing(B * H, wide), *dU = nothing(H * D, wide);\n"
+        "    void *dW = nothing(H * H, wide), *db = nothing(H, wide);\n"
+        "    if (manual_bptt_forward_all(wide, isa, 1 + 2 * back, team, T, B, D, H, 0, x, h0, U, W, b,\n"
         "                                back ? b : NULL, h)) return 3;\n"
-        "    if (manual_bptt_backward_all(wide, isa, 1 + 2 * back, team, T, B, D, H, (int)(H % 4), d, h, x, h0, U, W,\n"
-        "                                 dx, dh0, dU, dW, db)) return 4;\n"
+        "    for (int asked = 31; asked >= 0; asked -= back ? 1 : 31)\n"
+        "      if (manual_bptt_backward_all(wide, isa, 1 + 2 * back, team, T, B, D, H, 0, d, h, x, h0, U, W,\n"
+        "                                   asked & 1 ? dx : NULL, asked & 2 ? dh0 : NULL, asked & 4 ? dU : NULL,\n"
+        "                                   asked & 8 ? dW : NULL, asked & 16 ? db : NULL)) return 4;\n"
+        "    if (nan_in(h, N * H, wide) || nan_in(dx, N * D, wide) || nan_in(dh0, B * H, wide)) return 5;\n"
+        "    if (nan_in(dU, H * D, wide) || nan_in(dW, H * H, wide) || nan_in(db, H, wide)) return 6;\n"
         "    void *all[] = {x, h0, U, W, b, h, d, dx, dh0, dU, dW, db};\n"
         "    for (int i = 0; i < 12; i++) free(all[i]);\n"
         "  }\n"

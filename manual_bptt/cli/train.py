@@ -300,6 +300,8 @@ def _chosen(options: argparse.Namespace) -> dict[str, Any]:
         f"is for words, got tokens {chosen['tokens']}",
     )
     has_words = chosen["tokens"] != "characters"
+    if not has_words and options.unknown is None:
+        chosen["unknown"] = 0.0
     of_text = f"is for the task text, got it with {options.task}"
     wrong = {
         "--text": (options.text is not None and not long, of_text),
@@ -313,7 +315,10 @@ def _chosen(options: argparse.Namespace) -> dict[str, Any]:
             "is for characters and words, got tokens subwords",
         ),
         "--directions 2": (long and chosen["directions"] == 2, f"{labelled}: what follows would be read"),
-        "--vectors": (options.vectors is not None and chosen["tokens"] != "words", words),
+        "--vectors": (
+            options.vectors is not None and chosen["tokens"] != "words",
+            f"needs --tokens words, got tokens {chosen['tokens']}",
+        ),
         "--truncation": (
             chosen["truncation"] is not None and chosen["engine"] != "hand",
             f"is for the engine hand, got {chosen['engine']}",

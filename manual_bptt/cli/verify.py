@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from manual_bptt import kernels
 from manual_bptt.activations import ACTIVATIONS
 from manual_bptt.cli import timing
 from manual_bptt.cli.agreement import agreement
@@ -134,13 +135,21 @@ def _report(options: argparse.Namespace, devices: list[torch.device], console: C
     }
     examine = self_test if options.self_test else agreement
     report["passed"] = examine(problems, devices, dtypes, console, report)
-    console.print(f"kernel in C for CPUs: {native.state()}")
+    report["kernels"] = {device.type: _kernel(problems[0], device) for device in devices}
+    taken = ", ".join(f"{name} on {device}" for device, name in report["kernels"].items())
+    console.print(f"kernel in C for CPUs: {native.state()}; taken at these sizes: {taken}")
     if not torch.cuda.is_available():
         console.print("CUDA: torch finds no device here; nothing was compared on one.")
     if not options.no_timing and not options.self_test:
         timed = name_problems(TIMED_BATCH, TIMED_HIDDEN, options.longest, options.nonlinearity, options.seed)[0]
         report["training_step"] = [_time(timed, device, console) for device in devices]
     return report
+
+
+def _kernel(problem: Problem, device: torch.device) -> str:
+    """Which kernel a recurrence of a problem's sizes takes."""
+    T, B, D, H = (problem.sizes()[letter] for letter in "TBDH")
+    return kernels.taken(T, B, D, H, torch.float32, device)
 
 
 def _shown(problem: Problem, most: int = 8) -> str:

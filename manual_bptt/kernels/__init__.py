@@ -1,14 +1,16 @@
 """How a recurrence is run, and which way is taken.
 
-    whole    in C: the inputs, the sequential steps and all gradients in one call a pass
-             CPU, float32 or float64; T and B the same for all sequences, full BPTT; with AVX2 or AVX-512 any size that
-             is no single step of a large W, elsewhere small ones
-    native   in C: the sequential steps alone, between torch's operators
-             CPU, float32 or float64; packed sequences, padding, truncation, recorded gradients; 4 steps or more
-    eager    as torch operators (eager.py), to be read
-             everything else: other dtypes, other devices, no compiler, somebody who looks at every operator
+             device, dtype             what is asked for                sizes
+    whole    CPU, float32 or float64   one T for all, full BPTT         T · B ≥ H / 32, or a small U and W;
+                                                                        without AVX2 small work alone
+    native   CPU, float32 or float64   also packed, padded, truncated   T ≥ 4 and T · B ≥ H / 32
+    eager    any                       any, also where somebody looks   any
 
-The limits were measured on an AVX-512 machine, against each other.
+    whole    in C: the inputs, the sequential steps and all gradients in one call a pass
+    native   in C: the sequential steps alone, between torch's operators
+    eager    as torch operators, to be read
+
+The first that fits is taken. The limits were measured on an AVX-512 machine, against each other.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,10 +18,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from manual_bptt.activations import Activation
+from manual_bptt.activations import ACTIVATIONS, Activation
 from manual_bptt.kernels import native
+from manual_bptt.transforms import is_looked_at
 
 NAMES = ("whole", "native", "eager")
 LEAST_STEPS = 4  # T from which on native pays: for fewer, a call of an operator each costs as much
@@ -39,7 +41,7 @@ def chosen(
     forward: bool,
 ) -> str:
     """How the sequential steps of a pass are run, "native" or "eager"; arguments as `native.takes`."""
-    if _wanted == "eager" or _is_looked_at() or not native.takes(steps, beside, W, activation, sizes, forward=forward):
+    if _wanted == "eager" or is_looked_at() or not native.takes(steps, beside, W, activation, sizes, forward=forward):
         return "eager"
     if _wanted is not None:
         return "native"
@@ -52,7 +54,7 @@ def is_whole(
     x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, b2: Tensor | None, activation: Activation
 ) -> bool:
     """Whether a recurrence is computed at once; arguments as `native.takes_all`."""
-    if _is_looked_at() or not native.takes_all(x, h0, U, W, b, b2, activation):
+    if is_looked_at() or not native.takes_all(x, h0, U, W, b, b2, activation):
         return False
     H, D = U.shape
     return _pays(x.numel() // D, H, D)
@@ -69,9 +71,20 @@ def is_whole_back(
     activation: Activation,
 ) -> bool:
     """Whether all gradients of a recurrence are computed at once; arguments as `native.backward_all`."""
+    if is_looked_at() or not native.takes_all_back(dh, h, x, h0, U, W, D, activation):
+        return False
     H = h.shape[-1]
-    pays = not _is_looked_at() and h.numel() > 0 and _pays(h.numel() // H, H, D)
-    return pays and activation.name in native.CODES and native.plain(dh, h, x, h0, U, W)
+    return _pays(h.numel() // H, H, D)
+
+
+def taken(T: int, B: int, D: int, H: int, dtype: torch.dtype, device: torch.device) -> str:
+    """How a recurrence with these sizes, sequences of one length, full BPTT and tanh is run, if nobody looks on."""
+    x, h0, U, W, b = (
+        torch.empty(shape, dtype=dtype, device=device) for shape in ((T, B, D), (B, H), (H, D), (H, H), (H,))
+    )
+    if is_whole(x, h0, U, W, b, None, ACTIVATIONS["tanh"]):
+        return "whole"
+    return chosen(x.new_empty((T, B, H)), h0, W, ACTIVATIONS["tanh"], forward=True)
 
 
 def _pays(rows: int, H: int, D: int) -> bool:
@@ -81,11 +94,6 @@ def _pays(rows: int, H: int, D: int) -> bool:
     weights = H * (H + D)
     packing_pays = rows * LEAST_ROWS >= H or weights <= SMALL_WEIGHTS
     return packing_pays and (native.instructions() > 0 or rows * weights <= MOST_WORK)
-
-
-def _is_looked_at() -> bool:
-    """Whether somebody looks at every operator, a dispatch mode, forward mode or a compiler: there have to be some."""
-    return torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0 or torch.compiler.is_compiling()
 
 
 @contextmanager

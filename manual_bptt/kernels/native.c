@@ -71,7 +71,7 @@ typedef struct {
     void *dx, *dh0, *dU, *dW, *db;
     Team team; /* as manual_bptt_run */
     int64_t threads;
-    void *panels, *room; /* U, packed; what each thread needs for itself */
+    void *panels, *room; /* U, packed; forward: the bias, backward: what each thread needs for itself */
     int64_t room_of_each;
 } Whole;
 
@@ -117,6 +117,9 @@ typedef struct {
 #undef ISA
 #undef BYTES
 #undef TARGET
+
+/* Counts the versions of what native.py calls. */
+int manual_bptt_version(void) { return 2; }
 
 /* The best instruction set of this machine: 2 AVX-512, 1 AVX2 with FMA, 0 what the compiler takes for granted. */
 int manual_bptt_isa(void) {
@@ -437,8 +440,11 @@ TARGET static void NAME(multiply)(int64_t N, int64_t K, int64_t C, const REAL *l
 
 INLINE int64_t NAME(padded)(int64_t C) { return (C + LANES - 1) / LANES * LANES; }
 
-/* Where a part of N rows begins, whole blocks of 6 in each but the last. */
-INLINE int64_t NAME(begin)(int64_t N, int64_t part, int64_t parts) { return part == parts ? N : N / 6 * part / parts * 6; }
+/* Where a part of N rows begins, in whole blocks of 6. */
+INLINE int64_t NAME(begin)(int64_t N, int64_t part, int64_t parts) {
+    int64_t begin = (N + 5) / 6 * part / parts * 6;
+    return begin < N ? begin : N;
+}
 
 /* F1 but for the state before, of some rows. */
 TARGET static void NAME(project)(void *given, int64_t part, int64_t parts) {
@@ -490,6 +496,7 @@ TARGET static void NAME(turn)(void *given, int64_t part, int64_t parts) {
     if (whole->dx) /* B8 */
         NAME(multiply)(to - from, H, D, da + from * H, H, 1, whole->panels, NULL, 0, (REAL *)whole->dx + from * D);
     from = NAME(begin)(H, part, parts), to = NAME(begin)(H, part + 1, parts);
+    if (from == to) return;
     if (dU) { /* B7 */
         memset(dU + from * D, 0, (size_t)((to - from) * D) * sizeof(REAL));
         NAME(weight_gradient)(N, H, D, da, whole->x, packed, dU, from, to);
@@ -499,10 +506,12 @@ TARGET static void NAME(turn)(void *given, int64_t part, int64_t parts) {
         NAME(weight_gradient)(B, H, H, da, work->h0, packed, dW, from, to);
         NAME(weight_gradient)(N - B, H, H, da + B * H, work->h, packed, dW, from, to);
     }
-    if (db) { /* B5 */
-        memset(db + from, 0, (size_t)(to - from) * sizeof(REAL));
+    if (db) { /* B5, summed in double: T · B terms, one after the other */
+        double *sums = (double *)packed;
+        memset(sums, 0, (size_t)(to - from) * sizeof *sums);
         for (int64_t n = 0; n < N; n++)
-            for (int64_t i = from; i < to; i++) db[i] += da[n * H + i];
+            for (int64_t i = from; i < to; i++) sums[i - from] += (double)da[n * H + i];
+        for (int64_t i = from; i < to; i++) db[i] = (REAL)sums[i - from];
     }
 }
 
@@ -512,13 +521,13 @@ TARGET static int NAME(backward_all)(Whole *whole) {
     int64_t threads = whole->threads, each = CHUNK * (wide > wide_D ? wide : wide_D);
     REAL *room;
     if (posix_memalign((void **)&room, 64, (size_t)(H * (wide + wide_D) + N * H + threads * each) * sizeof(REAL))) return 1;
-    REAL *W = room, *U = W + H * wide, *da = U + H * wide_D;
+    REAL *W = room, *U = W + H * wide, *of_threads = U + H * wide_D, *da = of_threads + threads * each;
     NAME(pack)(H, H, whole->W, 0, W);
     if (whole->dx) NAME(pack)(H, D, whole->U, 0, U);
     work->panels = W;
     work->da = da;
     whole->panels = U;
-    whole->room = da + N * H;
+    whole->room = of_threads;
     whole->room_of_each = each;
     share(whole->team, threads < B ? threads : B, NAME(backward), work);
     if (whole->dh0) NAME(multiply)(B, H, H, da, H, 1, W, NULL, 0, whole->dh0); /* B8 */

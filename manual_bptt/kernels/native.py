@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from manual_bptt.activations import Activation
+from manual_bptt.transforms import are_numbers_in_memory
 
 CODES = {"tanh": 0, "sigmoid": 1, "relu": 2, "identity": 3}  # the enum of native.c
 INSTRUCTIONS = ("what the compiler takes for granted", "AVX2", "AVX-512")  # by what manual_bptt_isa returns
+VERSION = 2  # as manual_bptt_version
 DTYPES, TYPES = (torch.float32, torch.float64), (Tensor, torch.nn.Parameter)
 SHARED = 200_000  # multiplications from which on several threads pay
 _int, _long, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
@@ -28,12 +30,13 @@ _int, _long, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library, if it was built and can be loaded."""
-    for suffix in EXTENSION_SUFFIXES:
-        file = Path(__file__).with_name(f"_native{suffix}")
+    """The compiled library, if it was built, can be loaded and is of this version."""
+    for file in _files():
         if file.exists():
             try:
                 found = ctypes.CDLL(str(file))
+                if found.manual_bptt_version() != VERSION:
+                    return None
                 found.manual_bptt_run.argtypes = (_int,) * 4 + (_pointer,) + (_long,) * 3 + (_int,) + (_pointer,) * 6
                 found.manual_bptt_forward_all.argtypes = (
                     (_int,) * 3 + (_pointer,) + (_long,) * 4 + (_int,) + (_pointer,) * 7
@@ -46,6 +49,10 @@ def library() -> ctypes.CDLL | None:
                 return None
             return found
     return None
+
+
+def _files() -> list[Path]:
+    return [Path(__file__).with_name(f"_native{suffix}") for suffix in EXTENSION_SUFFIXES]
 
 
 @cache
@@ -70,7 +77,8 @@ def _note_fork() -> None:
 
 
 _is_forked = False
-os.register_at_fork(after_in_child=_note_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows, where there is no fork
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 @cache
@@ -84,17 +92,19 @@ def _team() -> int | None:
 def state() -> str:
     """What there is, in a few words."""
     if library() is None:
+        if any(file.exists() for file in _files()):
+            return "built, but of another version or machine: install the package again"
         return "not built; the installation leaves it out where there is no C compiler"
     return f"built, with {INSTRUCTIONS[instructions()]}{'' if team() else ', one thread'}"
 
 
 def plain(first: Tensor, *others: Tensor | None) -> bool:
-    """Whether tensors can be handed to C: real, of one dtype, on the CPU, nothing derived. None counts as nothing."""
+    """Whether tensors can be handed to C: real, of one dtype, numbers in memory and nothing else. None is nothing."""
     dtype = first.dtype
     if dtype not in DTYPES or library() is None:
         return False
     for each in (first, *others):
-        if each is not None and not (type(each) in TYPES and each.dtype is dtype and each.is_cpu and not each.is_neg()):
+        if each is not None and not (type(each) in TYPES and each.dtype is dtype and are_numbers_in_memory(each)):
             return False
     return True
 
@@ -122,9 +132,14 @@ def takes(
         steps.dim() == (3 if sizes is None else 2)
         and W.shape == (H, H)
         and beside.shape == ((B, H) if forward else steps.shape)
-        and (sizes is None or sum(sizes) == steps.shape[0])
+        and (sizes is None or (sum(sizes) == steps.shape[0] and _is_falling(sizes)))
         and plain(steps, beside, W)
     )
+
+
+def _is_falling(sizes: Sequence[int]) -> bool:
+    """Whether at every step some of the sequences of the step before run, as packed ones do."""
+    return sizes[-1] > 0 and all(later <= earlier for earlier, later in pairwise(sizes))
 
 
 def takes_all(
@@ -152,6 +167,33 @@ def takes_all(
         and (b is None or b.shape == (H,))
         and (b2 is None or b2.shape == (H,))
         and plain(x, h0, U, W, b, b2)
+    )
+
+
+def takes_all_back(
+    dh: Tensor,
+    h: Tensor,
+    x: Tensor | None,
+    h0: Tensor | None,
+    U: Tensor | None,
+    W: Tensor,
+    D: int,
+    activation: Activation,
+) -> bool:
+    """Whether the gradients of a whole recurrence can be handed to C: as `takes`; arguments as `backward_all`.
+
+    What was kept may have been replaced by somebody's hooks.
+    """
+    if activation.name not in CODES or h.dim() not in (2, 3) or h.numel() == 0:
+        return False
+    *steps, B, H = h.shape
+    return (
+        dh.shape == h.shape
+        and W.shape == (H, H)
+        and (x is None or x.shape == (*steps, B, D))
+        and (h0 is None or h0.shape == (B, H))
+        and (U is None or U.shape == (H, D))
+        and plain(dh, h, x, h0, U, W)
     )
 
 
