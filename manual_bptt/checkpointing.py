@@ -5,6 +5,7 @@ recurrence of their own, which begins at that state: its dh0 (B8) is what comes 
 before (B3).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from math import isqrt
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manual_bptt.autocast import without_autocast
-from manual_bptt.recurrence import Recurrence, Settings, all_gradients, of_variables, states, to_inputs
+from manual_bptt.recurrence import Recurrence, Settings, all_gradients, states
 from manual_bptt.transforms import apply
 
 Every = int | bool | None
@@ -61,7 +62,7 @@ class Checkpointed(Function):
         k: int,
     ) -> Tensor:
         """States h (T, B, H)."""
-        h = states(x, h0, U, W, b, b2, ended, settings, True)
+        h = states(x, h0, U, W, b, b2, ended, settings)
         ctx.settings, ctx.k = settings, k
         rows = _rows(settings, len(x))
         kept = [h[rows[t - 1] : rows[t]] for t in range(k, len(rows) - 1, k)]
@@ -72,15 +73,15 @@ class Checkpointed(Function):
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
         """One gradient per input of forward, each computed only where somebody asked for it."""
         x, h0, U, W, b, b2, ended, kept = ctx.saved_tensors
-        settings, needed = ctx.settings, of_variables(ctx.needs_input_grad)
+        settings, needed = ctx.settings, ctx.needs_input_grad[:6]
         with without_autocast(dh.device):
             if torch.is_grad_enabled() or settings.window is not None or settings.observe is not None:
                 # all at once: somebody differentiates again, reaches across pieces or looks at every step
                 h = apply(Recurrence, x, h0, U, W, b, b2, ended, replace(settings, observe=None))
-                found = all_gradients(dh, h, x, h0, U, W, U.shape[1], ended, settings, needed)
+                found = all_gradients(dh, None, h, x, h0, U, W, U.shape[1], ended, settings, needed)
             else:
                 found = _by_pieces(dh, x, h0, U, W, b, b2, ended, kept, settings, ctx.k, needed)
-        return (*to_inputs(found, ctx.needs_input_grad), None, None, None)
+        return *found, None, None, None
 
 
 def _rows(settings: Settings, T: int) -> list[int]:
@@ -100,13 +101,13 @@ def _by_pieces(
     kept: Tensor | None,
     settings: Settings,
     k: int,
-    needed: list[bool],
+    needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """B11: one piece after the other, from the last to the first."""
     need_dx, need_dh0, *of_parameters = needed
     rows = _rows(settings, len(x))
     starts = list(range(0, len(rows) - 1, k))
-    sums: list[Tensor | None] = [None, None, None]
+    sums: list[Tensor | None] = [None] * len(of_parameters)
     pieces: list[Tensor] = []
     carry = None
     place = 0 if kept is None else len(kept)
@@ -126,7 +127,7 @@ def _by_pieces(
             xi=None if settings.xi is None else settings.xi[start:stop],
         )
         own_ended = None if ended is None else ended[piece]
-        h = states(x[piece], before, U, W, b, b2, own_ended, own, True)
+        h = states(x[piece], before, U, W, b, b2, own_ended, own)
         own_dh = dh[piece]
         if carry is not None:
             own_dh = own_dh.clone()
@@ -135,7 +136,7 @@ def _by_pieces(
             if xi != 0:
                 last[: len(carry)].add_(carry, alpha=xi)  # B3
         wanted = [need_dx, need_dh0 or start > 0, *of_parameters]
-        dx, carry, *found = all_gradients(own_dh, h, x[piece], before, U, W, U.shape[1], own_ended, own, wanted)
+        dx, carry, *found = all_gradients(own_dh, None, h, x[piece], before, U, W, U.shape[1], own_ended, own, wanted)
         sums = [new if old is None or new is None else old + new for old, new in zip(sums, found, strict=True)]
         if dx is not None:
             pieces.append(dx)

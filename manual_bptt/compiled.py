@@ -27,7 +27,7 @@ def compiled_recurrence(
 ) -> Tensor:
     """Run F1 F2: states h (T, B, H). Kept until backward: x, h0, U, W, ended, h and ξ (T,); a window of 0 is none."""
     settings = Settings(ACTIVATIONS[nonlinearity])
-    return recurrence.states(x, h0, U, W, b, None, ended, settings, in_place=True).contiguous()
+    return recurrence.states(x, h0, U, W, b, None, ended, settings).contiguous()
 
 
 @torch.library.custom_op("manual_bptt::backward", mutates_args=())
@@ -79,9 +79,9 @@ def _backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
         made: Tensor = backward_kernel(dh[:k], h[:k], W, first, ctx.nonlinearity, None, 0) if k else da
         return made
 
-    needed = ctx.needs_input_grad[:5]
+    needed = *ctx.needs_input_grad[:5], False  # there is one bias
     found = recurrence.gradients(da, entering, x, h0, U, W, h, U.shape[1], None, ended, needed)
-    return (*found, None, None, None, None)
+    return (*found[:5], None, None, None, None)
 
 
 compiled_recurrence.register_autograd(_backward, setup_context=_keep)

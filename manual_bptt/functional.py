@@ -13,7 +13,7 @@ from manual_bptt.checkpointing import Checkpointed, Every, steps_of_a_piece
 from manual_bptt.compiled import compiled_recurrence
 from manual_bptt.losses import DualSoftmaxCrossEntropy, DualSquaredError, SoftmaxCrossEntropy, SquaredError
 from manual_bptt.readout import DualReadout, Readout
-from manual_bptt.recurrence import Recurrence, Settings, are_tokens, states
+from manual_bptt.recurrence import Recurrence, Settings, are_tokens, states, states_apart
 from manual_bptt.targets import weighted_targets
 from manual_bptt.transforms import apply, is_recording, is_tracing, is_transforming, watched
 from manual_bptt.truncation import Truncation
@@ -67,7 +67,7 @@ def rnn(
         checks.floating("rnn", "W", W)
     x, h0, batched = recurrence_arguments("rnn", x, h0, U, W, b)
     check_truncation("rnn", truncation)
-    h = run(x, h0, U, W, b, None, Settings(activation), truncation=truncation)
+    h: Tensor = run(x, h0, U, W, b, None, Settings(activation), truncation=truncation)
     return h if batched else h.squeeze(1)
 
 
@@ -82,8 +82,10 @@ def run(
     ended: Tensor | None = None,
     truncation: Truncation | None = None,
     checkpoint_every: Every = None,
-) -> Tensor:
+) -> Any:
     """Run a recurrence whose arguments have been checked, with as much of autograd as is asked for.
+
+    Return the states h (T, B, H); or what `states_apart` does, where settings ask for it and torch sees no operators.
 
     Args:
         x: As `rnn`, with a batch.
@@ -101,21 +103,34 @@ def run(
     if compiling and not is_transforming():
         xi, window = (None, 0) if truncation is None else (truncation.weights(x.shape[0]), truncation.window or 0)
         b = b if b is None or b2 is None else b + b2 * 1  # each bias has its gradient in memory of its own
-        h: Tensor = compiled_recurrence(x, h0, U, W, b, ended, settings.activation.name, xi, window)
-    elif compiling or is_tracing():
+        return compiled_recurrence(x, h0, U, W, b, ended, settings.activation.name, xi, window)
+    if compiling or is_tracing():
         if truncation is not None and not truncation.is_full:
             raise RuntimeError(f"rnn: expected no truncation where torch differentiates by itself, got {truncation}")
-        h = states(x, h0, U, W, b, b2, ended, settings, in_place=False)
-    elif torch.is_grad_enabled() or watched(x, h0, U, W):
+        return states(x, h0, U, W, b, b2, ended, settings)
+    has_graph = torch.is_grad_enabled() and (
+        W.requires_grad
+        or x.requires_grad
+        or h0.requires_grad
+        or U.requires_grad
+        or (b is not None and b.requires_grad)
+        or (b2 is not None and b2.requires_grad)
+    )
+    if has_graph or _watched(x, h0, U, W, b, b2):
         settings = settings if truncation is None else truncated(settings, truncation, x)
-        k = steps_of_a_piece(checkpoint_every, settings.steps(x))
-        inputs = [each for each in (x, h0, U, W, b, b2) if each is not None]
-        if k < settings.steps(x) and any(each.requires_grad for each in inputs) and not watched(*inputs):
-            return apply(Checkpointed, x, h0, U, W, b, b2, ended, settings, k)  # type: ignore[no-any-return]
-        h = apply(Recurrence, x, h0, U, W, b, b2, ended, settings)
-    else:  # a Function costs as much as several small steps
-        h = states(x, h0, U, W, b, b2, ended, settings, in_place=True)
-    return h
+        if checkpoint_every and has_graph and not _watched(x, h0, U, W, b, b2):
+            k = steps_of_a_piece(checkpoint_every, settings.steps(x))
+            if k < settings.steps(x):
+                return apply(Checkpointed, x, h0, U, W, b, b2, ended, replace(settings, apart=False), k)
+        return apply(Recurrence, x, h0, U, W, b, b2, ended, settings)
+    # a Function costs as much as several small steps
+    if settings.apart:
+        return states_apart(x, h0, U, W, b, b2, settings, False)
+    return states(x, h0, U, W, b, b2, ended, settings)
+
+
+def _watched(*inputs: Tensor | None) -> bool:
+    return watched(*[each for each in inputs if each is not None])
 
 
 def truncated(settings: Settings, truncation: Truncation, x: Tensor) -> Settings:

@@ -21,10 +21,11 @@ def wanted(weights: Sequence[Tensor]) -> bool:
     return is_tracing() or are_expanded(weights) or (torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export())
 
 
-def leaf(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def leaf(module: nn.Module, input: Any, hx: Any, lengths: Any = None) -> Any:
     """What a tracer of torch.fx puts in the place of a call of the module, or None where none looks on."""
-    if all(type(value) is Tensor or value is None for value in args) and not kwargs:
+    if type(input) is Tensor and (hx is None or type(hx) is Tensor) and lengths is None:
         return None
+    args, kwargs = (input, hx), {} if lengths is None else {"lengths": lengths}
     tracer: Any = next((value.tracer for value in tree_leaves((args, kwargs)) if isinstance(value, Proxy)), None)
     if tracer is None or tracer.root is module:
         return None

@@ -39,8 +39,8 @@ class Dense:
         return steps.flip(0)
 
     def last(self, h: Tensor, h0: Tensor) -> Tensor:
-        """The state at each sequence's end, (B, H); h0 where a sequence has no step."""
-        return h[-1]
+        """The state at each sequence's end, (1, B, H), perhaps a view; h0 where a sequence has no step."""
+        return h[-1:]
 
     def hidden(self, hx: Tensor) -> Tensor:
         """Bring initial states into the order of the steps: (L, B, H)."""
@@ -94,8 +94,8 @@ class Packed:
         return steps.index_select(0, self._row(self._lengths()[sequence] - 1 - time, sequence))
 
     def last(self, h: Tensor, h0: Tensor) -> Tensor:
-        """The state at each sequence's end, (B, H)."""
-        return h.index_select(0, self._row(self._lengths() - 1, torch.arange(self.B)))
+        """The state at each sequence's end, (1, B, H)."""
+        return h.index_select(0, self._row(self._lengths() - 1, torch.arange(self.B))).unsqueeze(0)
 
     def hidden(self, hx: Tensor) -> Tensor:
         """Bring initial states into the order of the steps, longest sequence first: (L, B, H)."""
@@ -166,9 +166,9 @@ class Padded:
         return steps.gather(0, partner.unsqueeze(2).expand(steps.shape))
 
     def last(self, h: Tensor, h0: Tensor) -> Tensor:
-        """The state at each sequence's end, (B, H); h0 where a sequence has no step."""
+        """The state at each sequence's end, (1, B, H); h0 where a sequence has no step."""
         end = (self.lengths - 1).clamp(min=0).unsqueeze(1)  # (B, 1)
-        state = h.gather(0, end.expand(h0.shape).unsqueeze(0)).squeeze(0)
+        state = h.gather(0, end.expand(h0.shape).unsqueeze(0))
         return torch.where((self.lengths > 0).unsqueeze(1), state, h0)
 
 

@@ -5,6 +5,7 @@ No mathematics: that is recurrence.py's. How the sequences of a batch lie in mem
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,8 +19,8 @@ from manual_bptt.activations import ACTIVATIONS
 from manual_bptt.autocast import autocast_dtype, cast, cast_dtype
 from manual_bptt.checkpointing import check as check_checkpoints
 from manual_bptt.functional import run
-from manual_bptt.layouts import Layout, layout_of
-from manual_bptt.recurrence import PLAIN, Settings
+from manual_bptt.layouts import Dense, Layout, layout_of
+from manual_bptt.recurrence import APART, PLAIN, Settings
 from manual_bptt.transforms import is_tracing, is_transforming
 from manual_bptt.truncation import Truncation
 from manual_bptt.truncation import check as check_truncation
@@ -149,7 +150,7 @@ class RNN(nn.RNNBase):
         checkpoint_every every k-th of them; the output is a copy, so that it may be changed in place.
         Source: docs/derivation.md.
         """
-        leaf = handover.leaf(self, (input, hx), {} if lengths is None else {"lengths": lengths})
+        leaf = handover.leaf(self, input, hx, lengths)
         if leaf is not None:
             return leaf  # type: ignore[no-any-return]
         if self._recorder is not None:
@@ -166,46 +167,56 @@ class RNN(nn.RNNBase):
         layout, initial = self._checked(input, hx, lengths, weights[0])
         dtype = autocast_dtype(layout.steps.device)
         if dtype is None:
-            states, final = self._layers(layout, initial, weights)
+            states, final, own = self._layers(layout, initial, weights)
         else:
             with torch.autocast(layout.steps.device.type, enabled=False):
                 layout.steps, *weights = (cast(value, dtype) for value in (layout.steps, *weights))
                 initial = None if initial is None else cast(initial, dtype)
-                states, final = self._layers(layout, initial, weights)
-        # in one direction the states are usually kept for backward: whoever changes the output in place changes a copy
-        kept = states.requires_grad or is_transforming() or is_tracing()
-        return layout.output(states, copy=kept and not self.bidirectional), layout.final(final)
+                states, final, own = self._layers(layout, initial, weights)
+        # states that are not our own are usually kept for backward: whoever changes the output in place changes a copy
+        kept = not own and (states.requires_grad or is_transforming() or is_tracing())
+        return layout.output(states, copy=kept), layout.final(final)
 
-    def _layers(self, layout: Layout, initial: Tensor | None, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The states of the last layer as steps, and the last ones of all layers, (layers * directions, B, H)."""
+    def _layers(self, layout: Layout, initial: Tensor | None, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, bool]:
+        """The states of the last layer as steps, the last ones of all layers, and whether the former are nobody else's.
+
+        The second are (layers * directions, B, H).
+        """
         if initial is None:
-            shape = (self.num_layers * self._directions, layout.B, self.hidden_size)
-            initial = torch.zeros(shape, dtype=layout.steps.dtype, device=layout.steps.device)
+            zeros = torch.zeros(layout.B, self.hidden_size, dtype=layout.steps.dtype, device=layout.steps.device)
         activation = _MODES[self.mode]
         check_truncation("RNN", self.truncation)
         check_checkpoints("RNN", self.checkpoint_every)
         record = None if self._recorder is None else self._recorder.next_call()
-        plain = record is None and layout.sizes is None
         each = 4 if self.bias else 2
         steps = layout.steps
         finals: list[Tensor] = []
         for layer in range(self.num_layers):
+            # of the last layer, whose states are given away; last states are a view of the states otherwise
+            apart = not self.bidirectional and layer + 1 == self.num_layers and type(layout) is Dense
             outputs = []
             for reverse in (False, True)[: self._directions]:
                 place = len(finals)
-                h0 = initial[place]
+                h0 = zeros if initial is None else initial[place]
                 U, W, *biases = weights[place * each : (place + 1) * each]
                 b, b2 = biases or (None, None)
                 turn = layout.reverse if reverse else _as_it_is
                 observe = record and partial(record, f"l{layer}{'_reverse' if reverse else ''}", layout, turn)
-                settings = PLAIN[activation.name] if plain else Settings(activation, layout.sizes, observe)
+                settings = (APART if apart else PLAIN)[activation.name]
+                if observe is not None or layout.sizes is not None:
+                    settings = replace(settings, sizes=layout.sizes, observe=observe)
                 h = run(turn(steps), h0, U, W, b, b2, settings, layout.ended, self.truncation, self.checkpoint_every)
-                finals.append(layout.last(h, h0))
+                if isinstance(h, tuple):
+                    _, h, last = h
+                else:
+                    apart, last = False, layout.last(h, h0)
+                finals.append(last)
                 outputs.append(turn(h))
             steps = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
             if self.training and self.dropout > 0 and layer + 1 < self.num_layers:
                 steps = functional.dropout(steps, self.dropout)
-        return steps, torch.stack(finals)
+        own = apart or self.bidirectional
+        return steps, last if apart and self.num_layers == 1 else torch.cat(finals), own
 
     def _checked(self, input: Any, hx: Any, lengths: Any, weight: Tensor) -> tuple[Layout, Tensor | None]:
         """Raise what torch.nn.RNN raises; return the layout, and hx in its order."""
@@ -318,7 +329,7 @@ class RNNCell(nn.RNNCell):
         Gradients, double backward, forward mode and memory kept until backward: as `rnn` with T = 1.
         Source: docs/derivation.md.
         """
-        leaf = handover.leaf(self, (input, hx), {})
+        leaf = handover.leaf(self, input, hx)
         if leaf is not None:
             return leaf  # type: ignore[no-any-return]
         biases = () if self.bias_ih is None else (self.bias_ih, self.bias_hh)
@@ -343,10 +354,10 @@ class RNNCell(nn.RNNCell):
             h0 = torch.zeros(x.shape[0], self.hidden_size, dtype=x.dtype, device=x.device)
         activation = ACTIVATIONS[self.nonlinearity]
         if torch.compiler.is_compiling():
-            return run(x.unsqueeze(0), h0, U, W, b, b2, Settings(activation)).squeeze(0)
-        return run(
-            x, h0, U, W, b, b2, Settings(activation, sizes=(x.shape[0],))
-        )  # rows of one step: no view of anything
+            h: Tensor = run(x.unsqueeze(0), h0, U, W, b, b2, Settings(activation)).squeeze(0)
+        else:  # rows of one step: no view of anything
+            h = run(x, h0, U, W, b, b2, Settings(activation, sizes=(x.shape[0],)))
+        return h
 
     def _checked(self, input: Any, hx: Any, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Raise what torch.nn.RNNCell raises; return input and hx with a batch."""

@@ -17,7 +17,6 @@ from manual_bptt.readout import (
     readout_weight_gradient,
 )
 from manual_bptt.targets import weighted_targets
-from manual_bptt.transforms import watched
 from manual_bptt.truncation import Truncation
 from manual_bptt.truncation import check as check_truncation
 
@@ -243,7 +242,7 @@ def bptt(
     settings = recurrence.Settings(activation)
     if truncation is not None:
         settings = truncated(settings, truncation, x)
-    h = recurrence.states(x, h0, U, W, b, None, None, settings, not watched(x, h0, W))  # F1 F2
+    h = recurrence.states(x, h0, U, W, b, None, None, settings)  # F1 F2
     # F1 once more: the kernel keeps the states alone
     a = recurrence.input_part(x, U, b) + recurrence.states_before(h, h0) @ W.t()
     readout_arguments("bptt", h, V, c)

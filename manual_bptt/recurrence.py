@@ -38,6 +38,7 @@ class Settings:
         observe: Called in the backward pass with what `state_gradient` takes.
         xi: ξ_1 … ξ_T of B3; None: all are 1.
         window: How many steps each gradient from outside is followed back; None: all there are.
+        apart: Whether what comes out is given away, to be written into: then it is copies, of all states and the last.
     """
 
     activation: Activation
@@ -45,6 +46,7 @@ class Settings:
     observe: Callable[..., None] | None = None
     xi: Sequence[float] | None = None
     window: int | None = None
+    apart: bool = False
 
     @property
     def has_batch(self) -> bool:
@@ -61,7 +63,9 @@ class Settings:
         return self.has_batch and self.xi is None and self.window is None
 
 
-PLAIN = {name: Settings(activation) for name, activation in ACTIVATIONS.items()}  # making one takes its time
+# making one takes its time
+PLAIN = {name: Settings(activation) for name, activation in ACTIVATIONS.items()}
+APART = {name: Settings(activation, apart=True) for name, activation in ACTIVATIONS.items()}
 
 
 def states(
@@ -73,20 +77,29 @@ def states(
     b2: Tensor | None,
     ended: Tensor | None,
     settings: Settings,
-    in_place: bool,
 ) -> Tensor:
-    """F1, F2: all states h (T, B, H), 0 after a sequence's end; in_place unless somebody watches."""
+    """F1, F2: all states h (T, B, H), 0 after a sequence's end; in place unless somebody watches."""
     f, sizes = settings.activation, settings.sizes
-    if in_place and settings.has_batch and ended is None and kernels.is_whole(x, h0, U, W, b, b2, f):
-        return native.forward_all(x, h0, U, W, b, b2, f)
+    if settings.has_batch and ended is None and kernels.is_whole(x, h0, U, W, b, b2, f):
+        return native.forward_all(x, h0, U, W, b, b2, f)[0]
     a = input_part(x, U, b if b is None or b2 is None else b + b2)
-    if not in_place:
+    if watched(a, h0, W):
         h = eager.functional_forward(a, h0, W, f, sizes)
     elif kernels.chosen(a, h0, W, f, sizes, forward=True) == "native":
         h = native.forward(a, h0, W, f, sizes)
     else:
         h = eager.forward(a, h0, W, f, sizes)
     return h if ended is None else h.masked_fill(ended, 0)
+
+
+def states_apart(
+    x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, b2: Tensor | None, settings: Settings, kept: bool
+) -> tuple[Tensor, ...]:
+    """As `states`, for one length: h, a copy of it if it is kept or else itself, and the last states, (1, B, H)."""
+    if kernels.is_whole(x, h0, U, W, b, b2, settings.activation):
+        return native.forward_all(x, h0, U, W, b, b2, settings.activation, copy=kept, last=True)
+    h = states(x, h0, U, W, b, b2, None, settings)
+    return h, h.clone() if kept else h, h[-1:].clone()
 
 
 def input_part(x: Tensor, U: Tensor, b: Tensor | None) -> Tensor:
@@ -226,17 +239,20 @@ def gradients(
     ended: Tensor | None,
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """B5-B8 from da: dx, dh0, dU, dW, db, each only where needed; `entering` makes the da that dh0 is made of.
+    """B5-B8 from da: dx, dh0, dU, dW, db of two biases, each only where needed.
 
-    x, h0 and U may be None where they are not read.
+    `entering` makes the da that dh0 is made of. x, h0 and U may be None where they are not read. Both biases have the
+    same gradient, but not in the same memory: somebody may clip it in place.
     """
-    need_dx, need_dh0, need_dU, need_dW, need_db = needed
+    need_dx, need_dh0, need_dU, need_dW, need_db, need_db2 = needed
+    db = bias_gradient(da) if need_db or need_db2 else None
     return (
         input_gradient(da, U) if need_dx else None,
         initial_state_gradient(entering(), W, sizes) if need_dh0 else None,
         input_weight_gradient(da, x, D) if need_dU else None,
         recurrent_weight_gradient(da, h, h0, sizes, ended) if need_dW else None,
-        bias_gradient(da) if need_db else None,
+        db if need_db else None,
+        db.clone() if db is not None and need_db2 else None,
     )
 
 
@@ -270,22 +286,9 @@ def tangents(
     return eager.tangent(linear, start, slope, W, settings.activation, settings.sizes, settings.xi)
 
 
-def of_variables(needed: Sequence[bool]) -> list[bool]:
-    """Which of dx, dh0, dU, dW, db somebody needs, of the inputs x, h0, U, W, b, b2."""
-    return [*needed[:4], needed[4] or needed[5]]
-
-
-def to_inputs(found: Sequence[Tensor | None], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """The gradients of the inputs x, h0, U, W, b, b2.
-
-    Both biases have the same, but not in the same memory: somebody may clip it in place.
-    """
-    *others, db = found
-    return *others, db if needed[4] else None, db.clone() if needed[5] and db is not None else None
-
-
 def all_gradients(
-    dh: Tensor,
+    dh: Tensor | None,
+    dlast: Tensor | None,
     h: Tensor,
     x: Tensor | None,
     h0: Tensor | None,
@@ -296,23 +299,36 @@ def all_gradients(
     settings: Settings,
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """B3-B8: dx, dh0, dU, dW, db, each only where needed.
+    """B3-B8: dx, dh0, dU, dW, db of two biases, each only where needed.
 
-    What is not read may be None: x, if dU is not needed, h0, if dW is not, and U, if dx is not.
+    dh (T, B, H) comes from outside, and dlast (1, B, H) beside it at the last step; either may be None for nothing. So
+    may be what is not read: x, if dU is not needed, h0, if dW is not, and U, if dx is not.
     """
-    f, in_place = settings.activation, not (torch.is_grad_enabled() or watched(dh, h, W))
-    if in_place and ended is None and settings.is_plain and kernels.is_whole_back(dh, h, x, h0, U, W, D, f):
+    f = settings.activation
+    is_plain = not torch.is_grad_enabled() and ended is None and settings.is_plain
+    if is_plain and kernels.is_whole_back(dh, dlast, h, x, h0, U, W, D, f):
         if settings.observe is not None:
-            with without_autocast(dh.device):
-                settings.observe(dh, through_time(dh, h, W, ended, settings), h, W, ended, settings)
-        return native.backward_all(dh, h, x, h0, U, W, D, f, needed)
-    with without_autocast(dh.device):
+            with without_autocast(h.device):
+                total = from_outside(dh, dlast, h)
+                settings.observe(total, through_time(total, h, W, ended, settings), h, W, ended, settings)
+        return native.backward_all(dh, dlast, h, x, h0, U, W, D, f, needed)
+    with without_autocast(h.device):
+        dh = from_outside(dh, dlast, h)
         da = through_time(dh, h, W, ended, settings)
         if settings.observe is not None:
             settings.observe(dh, da, h, W, ended, settings)
         first = partial(entering, da, dh, h, W, ended, settings)
         before = let_through(h, settings) if torch.is_grad_enabled() else h
         return gradients(da, first, x, h0, U, W, before, D, settings.sizes, ended, needed)
+
+
+def from_outside(dh: Tensor | None, dlast: Tensor | None, h: Tensor) -> Tensor:
+    """The part of dh (T, B, H) that comes from outside, dlast (1, B, H) at the last step included."""
+    if dlast is None:
+        return torch.zeros_like(h) if dh is None else dh
+    if dh is None:
+        return functional.pad(dlast, (0, 0, 0, 0, h.shape[0] - 1, 0))
+    return torch.cat((dh[:-1], dh[-1:] + dlast))
 
 
 class Recurrence(Function):
@@ -333,34 +349,44 @@ class Recurrence(Function):
         b2: Tensor | None,
         ended: Tensor | None,
         settings: Settings,
-    ) -> Tensor:
-        """States h (T, B, H)."""
-        return states(x, h0, U, W, b, b2, ended, settings, not watched(x, h0, W))
+    ) -> Tensor | tuple[Tensor, ...]:
+        """States h (T, B, H); or, apart, h to be kept, a copy to be given away, and one of the last, (1, B, H)."""
+        if settings.apart:
+            return states_apart(x, h0, U, W, b, b2, settings, True)
+        return states(x, h0, U, W, b, b2, ended, settings)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep what backward and the forward mode read."""
         x, h0, U, W, _, _, ended, ctx.settings = inputs
+        h = output[0] if ctx.settings.apart else output
         need_dx, _, need_dU, need_dW = ctx.needs_input_grad[:4]
         if is_mapped(ctx):
-            ctx.save_for_backward(x, h0, U, W, ended, output)
+            ctx.save_for_backward(x, h0, U, W, ended, h)
         else:
-            ctx.save_for_backward(
-                x if need_dU else None, h0 if need_dW else None, U if need_dx else None, W, ended, output
-            )
+            ctx.save_for_backward(x if need_dU else None, h0 if need_dW else None, U if need_dx else None, W, ended, h)
+            ctx.set_materialize_grads(False)
         if has_forward_mode():
-            ctx.save_for_forward(x, h0, U, W, ended, output)
+            ctx.save_for_forward(x, h0, U, W, ended, h)
         ctx.D = U.shape[1]
 
     @staticmethod
-    def jvp(ctx: Any, *moved: Tensor | None) -> Tensor:
-        """The tangent of the states (T, B, H)."""
+    def jvp(ctx: Any, *moved: Tensor | None) -> Tensor | tuple[Tensor, ...]:
+        """The tangents of what forward returns."""
         x, h0, U, W, ended, h = ctx.saved_tensors
-        return tangents(x, h0, U, W, ended, h, moved[:6], ctx.settings)
+        tangent = tangents(x, h0, U, W, ended, h, moved[:6], ctx.settings)
+        return (tangent, tangent.clone(), tangent[-1:].clone()) if ctx.settings.apart else tangent
 
     @staticmethod
-    def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         """One gradient per input of forward, each computed only where somebody asked for it."""
+        dh, copied, dlast = given if ctx.settings.apart else (*given, None, None)
+        if dh is None:  # of the states that are kept: they have one in a second derivative alone
+            dh = copied
+        elif copied is not None:
+            dh = dh + copied
+        if dh is None and dlast is None:
+            return (None,) * 8
         x, h0, U, W, ended, h = ctx.saved_tensors
-        found = all_gradients(dh, h, x, h0, U, W, ctx.D, ended, ctx.settings, of_variables(ctx.needs_input_grad))
-        return (*to_inputs(found, ctx.needs_input_grad), None, None)
+        needed = ctx.needs_input_grad[:6]
+        return *all_gradients(dh, dlast, h, x, h0, U, W, ctx.D, ended, ctx.settings, needed), None, None

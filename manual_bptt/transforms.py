@@ -3,7 +3,7 @@
 PyTorch has no public question for some of these; every private name that the package uses stands here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,9 +20,11 @@ from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispat
 from torch.utils.flop_counter import _FlopCounterMode
 
 _BATCHED = torch._C._dispatch_key_parse("Batched")  # a gradient under autograd.grad(..., is_grads_batched=True)
+_TYPES = (Tensor, torch.nn.Parameter)
+_keys = torch._C._dispatch_keys
 _PLAIN = {  # what ordinary tensors of the CPU have, and those of inference_mode
-    torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr(),
-    torch._C._dispatch_keys(torch.inference_mode()(torch.empty)(0, device="cpu")).raw_repr(),
+    _keys(torch.empty(0, device="cpu")).raw_repr(),
+    _keys(torch.inference_mode()(torch.empty)(0, device="cpu")).raw_repr(),
 }
 _PROXY = torch._C._TorchDispatchModeKey.PROXY  # make_fx, and torch.func.linearize by it
 
@@ -39,7 +41,7 @@ def watched(first: Tensor, *others: Tensor) -> bool:
         or torch._C._get_dispatch_mode(_PROXY) is not None
         or (torch._C._len_torch_dispatch_stack() > 0 and any(map(_reads, _get_current_dispatch_mode_stack())))
         or is_tracing()
-        or torch._C._dispatch_keys(first).has(_BATCHED)
+        or _keys(first).has(_BATCHED)
         or (forward_ad._current_level >= 0 and any(map(_has_tangent, (first, *others))))
     )
 
@@ -75,8 +77,15 @@ def is_mapped(ctx: object) -> bool:
 
 
 def is_looked_at() -> bool:
-    """Whether a dispatch mode, forward mode or Dynamo looks at every operator, so that there have to be some."""
-    return torch._C._len_torch_dispatch_stack() > 0 or has_forward_mode() or torch.compiler.is_compiling()
+    """Whether a transform, dispatch mode, tracer, forward mode or Dynamo looks on: then there must be operators."""
+    return (
+        is_transforming()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_dispatch_mode(_PROXY) is not None
+        or is_tracing()
+        or has_forward_mode()
+        or torch.compiler.is_compiling()
+    )
 
 
 def has_forward_mode() -> bool:
@@ -89,9 +98,17 @@ def has_autocast() -> bool:
     return bool(torch._C._is_any_autocast_enabled())
 
 
-def are_numbers_in_memory(value: Tensor) -> bool:
-    """Whether a tensor is its numbers in the memory of the CPU, not sparse, negated lazily, or of a transform."""
-    return torch._C._dispatch_keys(value).raw_repr() in _PLAIN
+def are_numbers_in_memory(dtype: torch.dtype, values: Iterable[Tensor | None]) -> bool:
+    """Whether tensors are nothing but their numbers in the memory of the CPU, of one dtype.
+
+    No subclass, not sparse, not negated lazily, of no transform. None is nothing.
+    """
+    for value in values:
+        if value is not None and (
+            type(value) not in _TYPES or value.dtype is not dtype or _keys(value).raw_repr() not in _PLAIN
+        ):
+            return False
+    return True
 
 
 def are_expanded(weights: Sequence[object]) -> bool:

@@ -343,15 +343,23 @@ def whole(T: int, B: int, D: int, H: int, dtype: torch.dtype, name: str) -> None
     x, h0, U, W, b, b2, dh = (each.to(dtype) for each in drawn)
     activation = ACTIVATIONS[name]
     assert native.takes_all(x, h0, U, W, b, b2, activation)
-    h = native.forward_all(x, h0, U, W, b, b2, activation)
-    found = native.backward_all(dh, h, x, h0, U, W, D, activation, [True] * 5)
+    dlast = normal(seeded(7), 1, B, H).to(dtype)
+    h, copied, last = native.forward_all(x, h0, U, W, b, b2, activation, copy=True, last=True)
+    assert torch.equal(copied, h)
+    assert torch.equal(last, h[-1:])
+    assert len({each.data_ptr() for each in (h, copied, last)}) == 3
+    found = native.backward_all(dh, dlast, h, x, h0, U, W, D, activation, [True] * 6)
+    assert found[4] is not None
+    assert found[5] is not None
+    assert found[4].data_ptr() != found[5].data_ptr()
     x, h0, U, W, b, b2, dh = (each.double() for each in (x, h0, U, W, b, b2, dh))
     exact = eager.forward(torch.nn.functional.linear(x, U, b + b2), h0, W, activation)
     assert (h - exact).norm() <= CLOSE[dtype] * exact.norm()
+    dh[-1:] += dlast.double()
     da = eager.backward(dh, activation.slope(h.double()), W, activation)
     before = torch.cat((h0[None], h[:-1].double()))
     rows = da.flatten(0, 1)
-    wanted = (da @ U, da[0] @ W, rows.t() @ x.flatten(0, 1), rows.t() @ before.flatten(0, 1), rows.sum(0))
+    wanted = (da @ U, da[0] @ W, rows.t() @ x.flatten(0, 1), rows.t() @ before.flatten(0, 1), rows.sum(0), rows.sum(0))
     for one, two in zip(found, wanted, strict=True):
         assert one is not None
         assert (one - two).norm() <= CLOSE[dtype] * two.norm() + torch.finfo(dtype).eps * da.norm()
@@ -368,8 +376,8 @@ def test_threads_change_nothing_in_a_whole_recurrence(threads: int, B: int, monk
     W, activation = 0.1 * W, ACTIVATIONS["tanh"]
 
     def run() -> tuple[Tensor | None, ...]:
-        h = native.forward_all(x, h0, U, W, b, None, activation)
-        return h, *native.backward_all(dh, h, x, h0, U, W, D, activation, [True] * 5)
+        *states, last = native.forward_all(x, h0, U, W, b, None, activation, copy=True, last=True)
+        return *states, last, *native.backward_all(dh, last, states[0], x, h0, U, W, D, activation, [True] * 6)
 
     monkeypatch.setattr(native, "SHARED", 10**12)
     alone = run()
@@ -401,6 +409,8 @@ def test_a_recurrence_that_does_not_fit_together_never_comes_to_c(changed: str, 
     [
         ("dh", (6, 3, 5)),
         ("x", (6, 3, 4)),
+        ("dlast", (3, 4)),
+        ("dlast", (1, 2, 4)),
         ("x", (5, 3, 5)),
         ("h0", (2, 4)),
         ("U", (5, 5)),
@@ -409,10 +419,19 @@ def test_a_recurrence_that_does_not_fit_together_never_comes_to_c(changed: str, 
     ],
 )
 def test_what_hooks_have_replaced_never_comes_to_c(changed: str, to: tuple[int, ...]) -> None:
-    shapes = {"dh": (6, 3, 4), "h": (6, 3, 4), "x": (6, 3, 5), "h0": (3, 4), "U": (4, 5), "W": (4, 4)}
+    shapes = {
+        "dh": (6, 3, 4),
+        "dlast": (1, 3, 4),
+        "h": (6, 3, 4),
+        "x": (6, 3, 5),
+        "h0": (3, 4),
+        "U": (4, 5),
+        "W": (4, 4),
+    }
     given: dict[str, Any] = {name: torch.zeros(shape) for name, shape in shapes.items()}
     assert native.takes_all_back(**given, D=5, activation=ACTIVATIONS["tanh"])
-    assert native.takes_all_back(**{**given, "x": None, "h0": None, "U": None}, D=5, activation=ACTIVATIONS["tanh"])
+    for less in ({"x": None, "h0": None, "U": None}, {"dh": None}, {"dlast": None}):
+        assert native.takes_all_back(**{**given, **less}, D=5, activation=ACTIVATIONS["tanh"])
     assert not native.takes_all_back(**{**given, changed: torch.zeros(to)}, D=5, activation=ACTIVATIONS["tanh"])
 
 
@@ -550,17 +569,24 @@ def test_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> Non
         "    void *x = drawn(N * D, wide), *h0 = drawn(B * H, wide), *U = drawn(H * D, wide), *b = drawn(H, wide);\n"
         "    W = drawn(H * H, wide); h = nothing(N * H, wide); d = drawn(N * H, wide);\n"
         "    void *dx = nothing(N * D, wide), *dh0 = nothing(B * H, wide), *dU = nothing(H * D, wide);\n"
-        "    void *dW = nothing(H * H, wide), *db = nothing(H, wide);\n"
-        "    if (manual_bptt_forward_all(wide, isa, 1 + 2 * back, team, T, B, D, H, 0, x, h0, U, W, b,\n"
-        "                                back ? b : NULL, h)) return 3;\n"
-        "    for (int asked = 31; asked >= 0; asked -= back ? 1 : 31)\n"
-        "      if (manual_bptt_backward_all(wide, isa, 1 + 2 * back, team, T, B, D, H, 0, d, h, x, h0, U, W,\n"
-        "                                   asked & 1 ? dx : NULL, asked & 2 ? dh0 : NULL, asked & 4 ? dU : NULL,\n"
-        "                                   asked & 8 ? dW : NULL, asked & 16 ? db : NULL)) return 4;\n"
+        "    void *dW = nothing(H * H, wide), *db = nothing(H, wide), *db2 = nothing(H, wide);\n"
+        "    void *copy = nothing(N * H, wide), *last = nothing(B * H, wide);\n"
+        "    Forward forth = {wide, isa, 1 + 2 * back, team, T, B, D, H, 0, x, h0, U, W, b, back ? b : NULL, h,\n"
+        "                     back ? copy : NULL, back ? last : NULL};\n"
+        "    if (manual_bptt_forward_all(&forth)) return 3;\n"
+        "    for (int asked = 63; asked >= 0; asked -= back ? 1 : 63) {\n"
+        "      Backward given = {wide, isa, 1 + 2 * back, team, T, B, D, H, 0, asked % 3 ? d : NULL,\n"
+        "                        back && asked % 2 ? last : NULL, h, x, h0, U, W,\n"
+        "                        asked & 1 ? dx : NULL, asked & 2 ? dh0 : NULL, asked & 4 ? dU : NULL,\n"
+        "                        asked & 8 ? dW : NULL, asked & 16 ? db : NULL, asked & 32 ? db2 : NULL};\n"
+        "      if (manual_bptt_backward_all(&given)) return 4;\n"
+        "    }\n"
         "    if (nan_in(h, N * H, wide) || nan_in(dx, N * D, wide) || nan_in(dh0, B * H, wide)) return 5;\n"
         "    if (nan_in(dU, H * D, wide) || nan_in(dW, H * H, wide) || nan_in(db, H, wide)) return 6;\n"
-        "    void *all[] = {x, h0, U, W, b, h, d, dx, dh0, dU, dW, db};\n"
-        "    for (int i = 0; i < 12; i++) free(all[i]);\n"
+        "    if (nan_in(db2, H, wide)) return 7;\n"
+        "    if (back && (nan_in(copy, N * H, wide) || nan_in(last, B * H, wide))) return 8;\n"
+        "    void *all[] = {x, h0, U, W, b, h, d, dx, dh0, dU, dW, db, db2, copy, last};\n"
+        "    for (int i = 0; i < 15; i++) free(all[i]);\n"
         "  }\n"
         "  return 0;\n"
         "}\n"

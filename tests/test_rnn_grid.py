@@ -354,6 +354,12 @@ def carried_back(
     return torch.cat(da[::-1])
 
 
+def first(dlast: Tensor | None, h: Tensor) -> Tensor:
+    """Dlast, at the first step in place of the last one."""
+    zeros = torch.zeros_like(h)
+    return zeros if dlast is None else torch.cat((dlast, zeros[1:]))
+
+
 # where, the mistake, a case that must show it, and what must be named; a mistake in a gradient spoils no result
 PLANTS: dict[str, tuple[tuple[Any, str], Callable[..., Any], Case, str]] = {
     "reverse direction not reversed back": (
@@ -388,11 +394,29 @@ PLANTS: dict[str, tuple[tuple[Any, str], Callable[..., Any], Case, str]] = {
     ),
     "h_n of the last steps": (
         (layouts.Packed, "last"),
-        lambda right, layout, h, h0: h[-layout.B :],
+        lambda right, layout, h, h0: h[None, -layout.B :],
         Case(bidirectional=False),
         "h_n",
     ),
-    "h_n of the first step": ((layouts.Dense, "last"), lambda right, layout, h, h0: h[0], Case(form="batched"), "h_n"),
+    "h_n of the first step": ((layouts.Dense, "last"), lambda right, layout, h, h0: h[:1], Case(form="batched"), "h_n"),
+    "h_n of the first step, beside a copy of the states": (
+        (recurrence, "states_apart"),
+        lambda right, *args: (*(found := right(*args))[:2], found[0][:1].clone()),
+        Case(form="batched", bidirectional=False),
+        "h_n",
+    ),
+    "what comes down on h_n lost": (
+        (recurrence, "from_outside"),
+        lambda right, dh, dlast, h: right(dh, None, h),
+        Case(form="batched", bidirectional=False),
+        "dweight_hh_l1",
+    ),
+    "what comes down on h_n added to the first step": (
+        (recurrence, "from_outside"),
+        lambda right, dh, dlast, h: right(dh, None, h) + first(dlast, h),
+        Case(form="batched", bidirectional=False),
+        "dweight_hh_l1",
+    ),
     "states before of other rows": (
         (recurrence, "states_before"),
         lambda right, h, h0, sizes: torch.cat((h0, h[: len(h) - len(h0)])),

@@ -61,7 +61,8 @@ def is_whole(
 
 
 def is_whole_back(
-    dh: Tensor,
+    dh: Tensor | None,
+    dlast: Tensor | None,
     h: Tensor,
     x: Tensor | None,
     h0: Tensor | None,
@@ -71,7 +72,7 @@ def is_whole_back(
     activation: Activation,
 ) -> bool:
     """Whether all gradients of a recurrence are computed at once; arguments as `native.backward_all`."""
-    if is_looked_at() or not native.takes_all_back(dh, h, x, h0, U, W, D, activation):
+    if is_looked_at() or not native.takes_all_back(dh, dlast, h, x, h0, U, W, D, activation):
         return False
     H = h.shape[-1]
     return _pays(h.numel() // H, H, D)

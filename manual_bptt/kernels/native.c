@@ -30,7 +30,9 @@ typedef struct {
     int64_t T, B, H, f;
     const int64_t *starts; /* NULL: B rows at every step */
     void *h;               /* forward: a, becomes h; backward: read */
-    const void *h0, *dh;   /* forward; backward: from outside */
+    void *copy;            /* forward: becomes h too, or NULL */
+    const void *h0, *dh;   /* forward; backward: from outside, or NULL for nothing */
+    const void *dlast;     /* backward: from outside at the last step, beside dh, (B, H) or NULL */
     void *da;              /* backward: written */
     const void *panels;    /* W, packed */
     const double *xi;      /* backward: ξ_1 … ξ_T, or NULL */
@@ -68,7 +70,8 @@ typedef struct {
     Work work;
     int64_t D;
     const void *x, *U, *W, *b, *b2;
-    void *dx, *dh0, *dU, *dW, *db;
+    void *last; /* forward: becomes the last states, (B, H), or NULL */
+    void *dx, *dh0, *dU, *dW, *db, *db2;
     Team team; /* as manual_bptt_run */
     int64_t threads;
     void *panels, *room; /* U, packed; forward: the bias, backward: what each thread needs for itself */
@@ -119,7 +122,7 @@ typedef struct {
 #undef TARGET
 
 /* Counts the versions of what native.py calls. */
-int manual_bptt_version(void) { return 2; }
+int manual_bptt_version(void) { return 3; }
 
 /* The best instruction set of this machine: 2 AVX-512, 1 AVX2 with FMA, 0 what the compiler takes for granted. */
 int manual_bptt_isa(void) {
@@ -151,28 +154,50 @@ int manual_bptt_run(int backward, int is_double, int isa, int threads, Team team
     void *panels;
     if (posix_memalign(&panels, 64, (size_t)(columns * H) * (is_double ? 8 : 4))) return 1;
     ((Pack)CHOOSE(pack))(H, H, W, !backward, panels);
-    Work work = {T, B, H, f, starts, h, first, first, da, panels, xi};
+    Work work = {.T = T, .B = B, .H = H, .f = f, .starts = starts, .h = h, .h0 = first, .dh = first, .da = da,
+                 .panels = panels, .xi = xi};
     share(team, threads < B ? threads : B, (Part)(backward ? CHOOSE(backward) : CHOOSE(forward)), &work);
     free(panels);
     return 0;
 }
 
-/* h of a whole recurrence, from x. Arguments and what is returned as manual_bptt_run. */
-int manual_bptt_forward_all(int is_double, int isa, int threads, Team team, int64_t T, int64_t B, int64_t D, int64_t H, int f,
-                            const void *x, const void *h0, const void *U, const void *W, const void *b, const void *b2,
-                            void *h) {
-    Whole whole = {.work = {.T = T, .B = B, .H = H, .f = f, .h = h, .h0 = h0}, .D = D, .x = x, .U = U, .W = W, .b = b,
-                   .b2 = b2, .team = team, .threads = threads};
+/* What native.py packs for the two functions that follow; team and what the numbers are as manual_bptt_run. */
+typedef struct {
+    int64_t is_double, isa, threads;
+    Team team;
+    int64_t T, B, D, H, f;
+    const void *x, *h0, *U, *W, *b, *b2; /* b and b2 may be NULL */
+    void *h, *copy, *last;               /* written: (T, B, H), once more or NULL, and the last step, (B, H) or NULL */
+} Forward;
+typedef struct {
+    int64_t is_double, isa, threads;
+    Team team;
+    int64_t T, B, D, H, f;
+    const void *dh, *dlast;      /* from outside, of all states and of the last ones, either may be NULL */
+    void *h;                     /* read */
+    const void *x, *h0, *U, *W;  /* x, h0, U may be NULL where they are not needed */
+    void *dx, *dh0, *dU, *dW, *db, *db2; /* written where they are not NULL; db2 as db */
+} Backward;
+
+/* h of a whole recurrence, from x. Returns as manual_bptt_run. */
+int manual_bptt_forward_all(const void *packed) {
+    Forward g;
+    memcpy(&g, packed, sizeof g);
+    int is_double = (int)g.is_double, isa = (int)g.isa;
+    Whole whole = {.work = {.T = g.T, .B = g.B, .H = g.H, .f = g.f, .h = g.h, .copy = g.copy, .h0 = g.h0}, .D = g.D,
+                   .x = g.x, .U = g.U, .W = g.W, .b = g.b, .b2 = g.b2, .last = g.last, .team = g.team,
+                   .threads = g.threads};
     return ((All)CHOOSE(forward_all))(&whole);
 }
 
-/* The gradients of a whole recurrence, each where there is room for it. Arguments and what is returned as
-   manual_bptt_run. */
-int manual_bptt_backward_all(int is_double, int isa, int threads, Team team, int64_t T, int64_t B, int64_t D, int64_t H,
-                             int f, const void *dh, void *h, const void *x, const void *h0, const void *U, const void *W,
-                             void *dx, void *dh0, void *dU, void *dW, void *db) {
-    Whole whole = {.work = {.T = T, .B = B, .H = H, .f = f, .h = h, .h0 = h0, .dh = dh}, .D = D, .x = x, .U = U, .W = W,
-                   .dx = dx, .dh0 = dh0, .dU = dU, .dW = dW, .db = db, .team = team, .threads = threads};
+/* The gradients of a whole recurrence. Returns as manual_bptt_run. */
+int manual_bptt_backward_all(const void *packed) {
+    Backward g;
+    memcpy(&g, packed, sizeof g);
+    int is_double = (int)g.is_double, isa = (int)g.isa;
+    Whole whole = {.work = {.T = g.T, .B = g.B, .H = g.H, .f = g.f, .h = g.h, .h0 = g.h0, .dh = g.dh, .dlast = g.dlast},
+                   .D = g.D, .x = g.x, .U = g.U, .W = g.W, .dx = g.dx, .dh0 = g.dh0, .dU = g.dU, .dW = g.dW, .db = g.db,
+                   .db2 = g.db2, .team = g.team, .threads = g.threads};
     return ((All)CHOOSE(backward_all))(&whole);
 }
 
@@ -323,28 +348,30 @@ INLINE void NAME(product)(int rows, int wide, int64_t K, const REAL *left, int64
         }
 }
 
-/* F1 F2 of a block: h = f(a + before · panels). */
+/* F1 F2 of a block: h = f(a + before · panels), and where there is room a copy of it. */
 INLINE void NAME(forward_block)(int rows, int wide, int64_t H, int64_t left, const REAL *before, const REAL *panels,
-                                int64_t f, REAL *a) {
-    V sums[6][8];
-    NAME(product)(rows, wide, H, before, H, 1, panels, sums);
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < wide; v++) {
-            REAL *place = a + r * H + v * LANES;
-            int64_t n = left - v * LANES;
-            NAME(store)(place, NAME(activation)(f, NAME(load)(place, n) + sums[r][v]), n);
-        }
-}
-
-/* B3 B4 of a block: da = f' ⊙ (dh + ξ · before · panels), f' from h; relu selects. */
-INLINE void NAME(backward_block)(int rows, int wide, int64_t H, int64_t left, const REAL *before, const REAL *panels,
-                                 int64_t f, const REAL *h, const REAL *dh, REAL *da, REAL xi) {
+                                int64_t f, REAL *a, REAL *copy) {
     V sums[6][8];
     NAME(product)(rows, wide, H, before, H, 1, panels, sums);
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < wide; v++) {
             int64_t place = r * H + v * LANES, n = left - v * LANES;
-            V s = NAME(load)(h + place, n), total = NAME(load)(dh + place, n);
+            V h = NAME(activation)(f, NAME(load)(a + place, n) + sums[r][v]);
+            NAME(store)(a + place, h, n);
+            if (copy) NAME(store)(copy + place, h, n);
+        }
+}
+
+/* B3 B4 of a block: da = f' ⊙ (dh + dlast + ξ · before · panels), f' from h; relu selects; NULL is nothing. */
+INLINE void NAME(backward_block)(int rows, int wide, int64_t H, int64_t left, const REAL *before, const REAL *panels,
+                                 int64_t f, const REAL *h, const REAL *dh, const REAL *dlast, REAL *da, REAL xi) {
+    V sums[6][8];
+    NAME(product)(rows, wide, H, before, H, 1, panels, sums);
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < wide; v++) {
+            int64_t place = r * H + v * LANES, n = left - v * LANES;
+            V s = NAME(load)(h + place, n), total = dh ? NAME(load)(dh + place, n) : (V){0};
+            if (dlast) total = total + NAME(load)(dlast + place, n);
             if (before) total = xi == (REAL)1 ? total + sums[r][v] : total + xi * sums[r][v];
             if (f == TANH) total = ((REAL)1 - s * s) * total;
             if (f == SIGMOID) total = s * ((REAL)1 - s) * total;
@@ -398,8 +425,8 @@ TARGET static void NAME(forward)(void *given, int64_t part, int64_t parts) {
         for (int64_t b = from; b < end;) {
             int64_t rows = end - b < 6 ? end - b : 6;
             const REAL *before = earlier + b * H;
-            REAL *a = (REAL *)work->h + (here + b) * H;
-            BLOCKS(NAME(forward_block), H, H, before, panels, f, a + c)
+            REAL *a = (REAL *)work->h + (here + b) * H, *copy = work->copy ? (REAL *)work->copy + (here + b) * H : NULL;
+            BLOCKS(NAME(forward_block), H, H, before, panels, f, a + c, copy ? copy + c : NULL)
             b += rows;
         }
     }
@@ -419,8 +446,11 @@ TARGET static void NAME(backward)(void *given, int64_t part, int64_t parts) {
             int64_t until = b < going_on && going_on < end ? going_on : end, rows = until - b < 6 ? until - b : 6;
             REAL *da = (REAL *)work->da + (here + b) * H;
             const REAL *before = b < going_on ? (const REAL *)work->da + (START(work, t + 1) + b) * H : NULL;
-            const REAL *h = (const REAL *)work->h + (here + b) * H, *dh = (const REAL *)work->dh + (here + b) * H;
-            BLOCKS(NAME(backward_block), H, H, before, panels, f, h + c, dh + c, da + c, xi)
+            const REAL *h = (const REAL *)work->h + (here + b) * H;
+            const REAL *dh = work->dh ? (const REAL *)work->dh + (here + b) * H : NULL;
+            const REAL *dlast = work->dlast && t + 1 == work->T ? (const REAL *)work->dlast + b * H : NULL;
+            BLOCKS(NAME(backward_block), H, H, before, panels, f, h + c, dh ? dh + c : NULL, dlast ? dlast + c : NULL,
+                   da + c, xi)
             b += rows;
         }
     }
@@ -470,6 +500,7 @@ TARGET static int NAME(forward_all)(Whole *whole) {
     whole->room = b || b2 ? bias : NULL;
     share(whole->team, threads, NAME(project), whole);
     share(whole->team, threads < B ? threads : B, NAME(forward), work);
+    if (whole->last) memcpy(whole->last, (REAL *)work->h + (work->T - 1) * B * H, (size_t)(B * H) * sizeof(REAL));
     free(room);
     return 0;
 }
@@ -491,7 +522,8 @@ TARGET static void NAME(turn)(void *given, int64_t part, int64_t parts) {
     const Work *work = &whole->work;
     int64_t H = work->H, D = whole->D, B = work->B, N = work->T * B;
     const REAL *da = work->da;
-    REAL *packed = (REAL *)whole->room + part * whole->room_of_each, *dU = whole->dU, *dW = whole->dW, *db = whole->db;
+    REAL *packed = (REAL *)whole->room + part * whole->room_of_each, *dU = whole->dU, *dW = whole->dW;
+    REAL *db = whole->db, *db2 = whole->db2;
     int64_t from = NAME(begin)(N, part, parts), to = NAME(begin)(N, part + 1, parts);
     if (whole->dx) /* B8 */
         NAME(multiply)(to - from, H, D, da + from * H, H, 1, whole->panels, NULL, 0, (REAL *)whole->dx + from * D);
@@ -506,12 +538,13 @@ TARGET static void NAME(turn)(void *given, int64_t part, int64_t parts) {
         NAME(weight_gradient)(B, H, H, da, work->h0, packed, dW, from, to);
         NAME(weight_gradient)(N - B, H, H, da + B * H, work->h, packed, dW, from, to);
     }
-    if (db) { /* B5, summed in double: T · B terms, one after the other */
+    if (db || db2) { /* B5, summed in double: T · B terms, one after the other */
         double *sums = (double *)packed;
         memset(sums, 0, (size_t)(to - from) * sizeof *sums);
         for (int64_t n = 0; n < N; n++)
             for (int64_t i = from; i < to; i++) sums[i - from] += (double)da[n * H + i];
-        for (int64_t i = from; i < to; i++) db[i] = (REAL)sums[i - from];
+        for (int64_t i = from; db && i < to; i++) db[i] = (REAL)sums[i - from];
+        for (int64_t i = from; db2 && i < to; i++) db2[i] = (REAL)sums[i - from];
     }
 }
 

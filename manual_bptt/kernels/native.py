@@ -7,6 +7,7 @@ where there is a compiler; without one `library()` is None and eager.py runs.
 
 import ctypes
 import os
+import struct
 from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -22,9 +23,10 @@ from manual_bptt.transforms import are_numbers_in_memory
 
 CODES = {"tanh": 0, "sigmoid": 1, "relu": 2, "identity": 3}  # the enum of native.c
 INSTRUCTIONS = ("what the compiler takes for granted", "AVX2", "AVX-512")  # by what manual_bptt_isa returns
-VERSION = 2  # as manual_bptt_version
-DTYPES, TYPES = (torch.float32, torch.float64), (Tensor, torch.nn.Parameter)
-SHARED = 200_000  # multiplications from which on several threads pay
+VERSION = 3  # as manual_bptt_version
+DTYPES = (torch.float32, torch.float64)
+SHARED = 1_000_000  # multiplications from which on several threads pay
+_FORWARD, _BACKWARD = struct.Struct("3qP5q9P").pack, struct.Struct("3qP5q13P").pack  # the structs of native.c
 _int, _long, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 
 
@@ -38,12 +40,8 @@ def library() -> ctypes.CDLL | None:
                 if found.manual_bptt_version() != VERSION:
                     return None
                 found.manual_bptt_run.argtypes = (_int,) * 4 + (_pointer,) + (_long,) * 3 + (_int,) + (_pointer,) * 6
-                found.manual_bptt_forward_all.argtypes = (
-                    (_int,) * 3 + (_pointer,) + (_long,) * 4 + (_int,) + (_pointer,) * 7
-                )
-                found.manual_bptt_backward_all.argtypes = (
-                    (_int,) * 3 + (_pointer,) + (_long,) * 4 + (_int,) + (_pointer,) * 11
-                )
+                found.manual_bptt_forward_all.argtypes = (ctypes.c_char_p,)
+                found.manual_bptt_backward_all.argtypes = (ctypes.c_char_p,)
                 found.manual_bptt_apply.argtypes = (_int, _int, _int, _long, _pointer)
             except (OSError, AttributeError):
                 return None
@@ -101,12 +99,7 @@ def state() -> str:
 def plain(first: Tensor, *others: Tensor | None) -> bool:
     """Whether tensors can be handed to C: real, of one dtype, numbers in memory and nothing else. None is nothing."""
     dtype = first.dtype
-    if dtype not in DTYPES or library() is None:
-        return False
-    for each in (first, *others):
-        if each is not None and not (type(each) in TYPES and each.dtype is dtype and are_numbers_in_memory(each)):
-            return False
-    return True
+    return dtype in DTYPES and library() is not None and are_numbers_in_memory(dtype, (first, *others))
 
 
 def takes(
@@ -156,14 +149,14 @@ def takes_all(
         b2: As b.
         activation: Entry of ACTIVATIONS.
     """
-    if x.dtype not in DTYPES or activation.name not in CODES or x.dim() not in (2, 3) or U.dim() != 2:
+    if activation.name not in CODES or x.dim() not in (2, 3) or U.dim() != 2:
         return False
-    H, D = U.shape
+    (H, D), (*_, B, features) = U.shape, x.shape
     return (
-        x.shape[-1] == D
+        features == D
         and x.numel() > 0
         and W.shape == (H, H)
-        and h0.shape == (x.shape[-2], H)
+        and h0.shape == (B, H)
         and (b is None or b.shape == (H,))
         and (b2 is None or b2.shape == (H,))
         and plain(x, h0, U, W, b, b2)
@@ -171,7 +164,8 @@ def takes_all(
 
 
 def takes_all_back(
-    dh: Tensor,
+    dh: Tensor | None,
+    dlast: Tensor | None,
     h: Tensor,
     x: Tensor | None,
     h0: Tensor | None,
@@ -188,12 +182,13 @@ def takes_all_back(
         return False
     *steps, B, H = h.shape
     return (
-        dh.shape == h.shape
-        and W.shape == (H, H)
+        W.shape == (H, H)
+        and (dh is None or dh.shape == h.shape)
+        and (dlast is None or dlast.shape == (1, B, H))
         and (x is None or x.shape == (*steps, B, D))
         and (h0 is None or h0.shape == (B, H))
         and (U is None or U.shape == (H, D))
-        and plain(dh, h, x, h0, U, W)
+        and plain(h, dh, dlast, x, h0, U, W)
     )
 
 
@@ -268,33 +263,58 @@ def _threads(multiplications: int) -> int:
 
 
 def forward_all(
-    x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, b2: Tensor | None, activation: Activation
-) -> Tensor:
-    """Run F1 and F2 of a whole recurrence, with the sum of two biases; arguments as `takes_all`. Return h."""
+    x: Tensor,
+    h0: Tensor,
+    U: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    b2: Tensor | None,
+    activation: Activation,
+    copy: bool = False,
+    last: bool = False,
+) -> tuple[Tensor, ...]:
+    """Run F1 and F2 of a whole recurrence, with the sum of two biases; arguments as `takes_all`.
+
+    Return h (T, B, H), a copy of it or itself, and, where asked for, one of the last states, (1, B, H).
+    """
     found: Any = library()
-    *steps, B, D = x.shape
+    T, B, D = x.shape if x.dim() == 3 else (1, *x.shape)
     H = W.shape[0]
-    h = x.new_empty((*steps, B, H))
-    inputs = [None if each is None else each.contiguous() for each in (x, h0, U, W, b, b2)]
+    x, h0, U, W = x.contiguous(), h0.contiguous(), U.contiguous(), W.contiguous()
+    b, b2 = b if b is None else b.contiguous(), b2 if b2 is None else b2.contiguous()
+    h = x.new_empty(*x.shape[:-1], H)
+    copied = torch.empty_like(h) if copy else h
+    ending = x.new_empty(1, B, H) if last else None
     failed = found.manual_bptt_forward_all(
-        x.dtype is torch.float64,
-        instructions(),
-        _threads(x.numel() // D * H * (H + D)),
-        team(),
-        steps[0] if steps else 1,
-        B,
-        D,
-        H,
-        CODES[activation.name],
-        *[None if each is None else each.data_ptr() for each in (*inputs, h)],
+        _FORWARD(
+            x.dtype is torch.float64,
+            instructions(),
+            _threads(T * B * H * (H + D)),
+            team() or 0,
+            T,
+            B,
+            D,
+            H,
+            CODES[activation.name],
+            x.data_ptr(),
+            h0.data_ptr(),
+            U.data_ptr(),
+            W.data_ptr(),
+            0 if b is None else b.data_ptr(),
+            0 if b2 is None else b2.data_ptr(),
+            h.data_ptr(),
+            copied.data_ptr() if copy else 0,
+            0 if ending is None else ending.data_ptr(),
+        )
     )
     if failed:
         raise MemoryError(f"recurrence: expected room for copies of U, ({H}, {D}), and W, ({H}, {H}), got none")
-    return h
+    return (h, copied) if ending is None else (h, copied, ending)
 
 
 def backward_all(
-    dh: Tensor,
+    dh: Tensor | None,
+    dlast: Tensor | None,
     h: Tensor,
     x: Tensor | None,
     h0: Tensor | None,
@@ -304,10 +324,11 @@ def backward_all(
     activation: Activation,
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Run B3-B8 of a whole recurrence. Return dx, dh0, dU, dW, db, each where needed says so.
+    """Run B3-B8 of a whole recurrence. Return dx, dh0, dU, dW, db and db once more, each where it is needed.
 
     Args:
-        dh: As h.
+        dh: As h; None: nothing.
+        dlast: Of the last states, beside dh, (1, B, H); None: nothing.
         h: (T, B, H), or (B, H) for one step.
         x: As h, with D numbers in place of H; None where dU is not needed.
         h0: (B, H); None where dW is not needed.
@@ -315,32 +336,38 @@ def backward_all(
         W: (H, H).
         D: Numbers of an input.
         activation: Entry of ACTIVATIONS.
-        needed: Which of the five are.
+        needed: Which of the six are.
     """
     found: Any = library()
-    *steps, B, H = h.shape
-    need_dx, need_dh0, need_dU, need_dW, need_db = needed
-    dx = h.new_empty((*steps, B, D)) if need_dx else None
-    dh0 = h.new_empty((B, H)) if need_dh0 else None
-    dU = h.new_empty((H, D)) if need_dU else None
-    dW = torch.empty_like(W, memory_format=torch.contiguous_format) if need_dW else None
-    db = h.new_empty(H) if need_db else None
-    inputs = [None if each is None else each.contiguous() for each in (dh, h, x, h0, U, W)]
+    T, B, H = h.shape if h.dim() == 3 else (1, *h.shape)
+    need_dx, need_dh0, need_dU, need_dW, need_db, need_db2 = needed
+    given = [each if each is None else each.contiguous() for each in (dh, dlast, h, x, h0, U, W)]
+    made = (
+        h.new_empty(*h.shape[:-1], D) if need_dx else None,
+        h.new_empty(B, H) if need_dh0 else None,
+        h.new_empty(H, D) if need_dU else None,
+        h.new_empty(H, H) if need_dW else None,
+        h.new_empty(H) if need_db else None,
+        h.new_empty(H) if need_db2 else None,
+    )
     failed = found.manual_bptt_backward_all(
-        h.dtype is torch.float64,
-        instructions(),
-        _threads(h.numel() * (H + D)),
-        team(),
-        steps[0] if steps else 1,
-        B,
-        D,
-        H,
-        CODES[activation.name],
-        *[None if each is None else each.data_ptr() for each in (*inputs, dx, dh0, dU, dW, db)],
+        _BACKWARD(
+            h.dtype is torch.float64,
+            instructions(),
+            _threads(T * B * H * (H + D)),
+            team() or 0,
+            T,
+            B,
+            D,
+            H,
+            CODES[activation.name],
+            *[0 if each is None else each.data_ptr() for each in given],
+            *[0 if each is None else each.data_ptr() for each in made],
+        )
     )
     if failed:
         raise MemoryError(f"recurrence: expected room for copies of ({', '.join(map(str, h.shape))}), got none")
-    return dx, dh0, dU, dW, db
+    return made
 
 
 def apply(activation: str, values: Tensor, instruction_set: int | None = None) -> Tensor:
