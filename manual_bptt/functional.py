@@ -121,11 +121,11 @@ def run(
         if checkpoint_every and has_graph and not _watched(x, h0, U, W, b, b2):
             k = steps_of_a_piece(checkpoint_every, settings.steps(x))
             if k < settings.steps(x):
-                return apply(Checkpointed, x, h0, U, W, b, b2, ended, replace(settings, apart=False), k)
+                return apply(Checkpointed, x, h0, U, W, b, b2, ended, replace(settings, apart=None), k)
         return apply(Recurrence, x, h0, U, W, b, b2, ended, settings)
     # a Function costs as much as several small steps
-    if settings.apart:
-        return states_apart(x, h0, U, W, b, b2, settings, False)
+    if settings.apart is not None:
+        return states_apart(x, h0, U, W, b, b2, settings.apart, settings, False)
     return states(x, h0, U, W, b, b2, ended, settings)
 
 

@@ -11,6 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from manual_bptt.recurrence import Form
+
+STEPS = Form(lambda steps: steps, lambda output: output)
+BATCH_FIRST = Form(lambda steps: steps.transpose(0, 1), lambda output: output.transpose(0, 1))
+ONE_SEQUENCE = Form(lambda steps: steps.squeeze(1), lambda output: output.unsqueeze(1))
+
 
 class Dense:
     """Sequences of one length: (T, B, D), (B, T, D) where batch_first, or (T, D).
@@ -20,6 +26,7 @@ class Dense:
         sizes: Sequences at each step where the steps are rows (N, D), else None.
         ended: (T, B, 1), True after a sequence's end; None where nothing comes after it.
         B: Number of sequences.
+        form: How the output is laid out.
     """
 
     sizes: Sequence[int] | None = None
@@ -27,11 +34,8 @@ class Dense:
 
     def __init__(self, input: Tensor, batch_first: bool) -> None:
         self.batched = input.dim() == 3
-        self.transposed = self.batched and batch_first
-        if self.batched:
-            self.steps = input.transpose(0, 1) if batch_first else input
-        else:
-            self.steps = input.unsqueeze(1)
+        self.form = (BATCH_FIRST if batch_first else STEPS) if self.batched else ONE_SEQUENCE
+        self.steps = self.form.back(input)
         self.B = self.steps.shape[1]
 
     def reverse(self, steps: Tensor) -> Tensor:
@@ -52,9 +56,7 @@ class Dense:
 
     def output(self, steps: Tensor, copy: bool = False) -> Any:
         """Bring states into the layout of the input, with the strides that torch.nn.RNN's output has."""
-        output = steps if self.batched else steps.squeeze(1)
-        if self.transposed:
-            output = output.transpose(0, 1)
+        output = self.form.to(steps)
         return output.clone() if copy else output
 
 

@@ -20,7 +20,7 @@ from manual_bptt.autocast import autocast_dtype, cast, cast_dtype
 from manual_bptt.checkpointing import check as check_checkpoints
 from manual_bptt.functional import run
 from manual_bptt.layouts import Dense, Layout, layout_of
-from manual_bptt.recurrence import APART, PLAIN, Settings
+from manual_bptt.recurrence import Settings, settings_of
 from manual_bptt.transforms import is_tracing, is_transforming
 from manual_bptt.truncation import Truncation
 from manual_bptt.truncation import check as check_truncation
@@ -167,21 +167,16 @@ class RNN(nn.RNNBase):
         layout, initial = self._checked(input, hx, lengths, weights[0])
         dtype = autocast_dtype(layout.steps.device)
         if dtype is None:
-            states, final, own = self._layers(layout, initial, weights)
+            output, final = self._layers(layout, initial, weights)
         else:
             with torch.autocast(layout.steps.device.type, enabled=False):
                 layout.steps, *weights = (cast(value, dtype) for value in (layout.steps, *weights))
                 initial = None if initial is None else cast(initial, dtype)
-                states, final, own = self._layers(layout, initial, weights)
-        # states that are not our own are usually kept for backward: whoever changes the output in place changes a copy
-        kept = not own and (states.requires_grad or is_transforming() or is_tracing())
-        return layout.output(states, copy=kept), layout.final(final)
+                output, final = self._layers(layout, initial, weights)
+        return output, layout.final(final)
 
-    def _layers(self, layout: Layout, initial: Tensor | None, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, bool]:
-        """The states of the last layer as steps, the last ones of all layers, and whether the former are nobody else's.
-
-        The second are (layers * directions, B, H).
-        """
+    def _layers(self, layout: Layout, initial: Tensor | None, weights: Sequence[Tensor]) -> tuple[Any, Tensor]:
+        """The output, and the last states of all layers and directions, (layers * directions, B, H)."""
         if initial is None:
             zeros = torch.zeros(layout.B, self.hidden_size, dtype=layout.steps.dtype, device=layout.steps.device)
         activation = _MODES[self.mode]
@@ -192,8 +187,8 @@ class RNN(nn.RNNBase):
         steps = layout.steps
         finals: list[Tensor] = []
         for layer in range(self.num_layers):
-            # of the last layer, whose states are given away; last states are a view of the states otherwise
-            apart = not self.bidirectional and layer + 1 == self.num_layers and type(layout) is Dense
+            is_last = layer + 1 == self.num_layers
+            form = layout.form if is_last and type(layout) is Dense and not self.bidirectional else None
             outputs = []
             for reverse in (False, True)[: self._directions]:
                 place = len(finals)
@@ -202,21 +197,21 @@ class RNN(nn.RNNBase):
                 b, b2 = biases or (None, None)
                 turn = layout.reverse if reverse else _as_it_is
                 observe = record and partial(record, f"l{layer}{'_reverse' if reverse else ''}", layout, turn)
-                settings = (APART if apart else PLAIN)[activation.name]
+                settings = settings_of(activation.name, form)
                 if observe is not None or layout.sizes is not None:
                     settings = replace(settings, sizes=layout.sizes, observe=observe)
                 h = run(turn(steps), h0, U, W, b, b2, settings, layout.ended, self.truncation, self.checkpoint_every)
-                if isinstance(h, tuple):
-                    _, h, last = h
-                else:
-                    apart, last = False, layout.last(h, h0)
-                finals.append(last)
+                if isinstance(h, tuple):  # of the last layer: what is given away
+                    _, output, last = h
+                    return output, torch.cat((*finals, last)) if finals else last
+                finals.append(layout.last(h, h0))
                 outputs.append(turn(h))
             steps = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-            if self.training and self.dropout > 0 and layer + 1 < self.num_layers:
+            if self.training and self.dropout > 0 and not is_last:
                 steps = functional.dropout(steps, self.dropout)
-        own = apart or self.bidirectional
-        return steps, last if apart and self.num_layers == 1 else torch.cat(finals), own
+        # in one direction the states are usually kept for backward: whoever changes the output in place changes a copy
+        kept = steps.requires_grad or is_transforming() or is_tracing()
+        return layout.output(steps, copy=kept and not self.bidirectional), torch.cat(finals)
 
     def _checked(self, input: Any, hx: Any, lengths: Any, weight: Tensor) -> tuple[Layout, Tensor | None]:
         """Raise what torch.nn.RNN raises; return the layout, and hx in its order."""

@@ -13,7 +13,7 @@ alone.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -28,6 +28,14 @@ from manual_bptt.kernels import eager, native
 from manual_bptt.transforms import has_forward_mode, is_mapped, watched
 
 
+@dataclass(frozen=True, eq=False)
+class Form:
+    """How states (T, B, H) are laid out for somebody: a view of them, and the way back."""
+
+    to: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a recurrence needs to know beside its tensors.
@@ -38,7 +46,7 @@ class Settings:
         observe: Called in the backward pass with what `state_gradient` takes.
         xi: ξ_1 … ξ_T of B3; None: all are 1.
         window: How many steps each gradient from outside is followed back; None: all there are.
-        apart: Whether what comes out is given away, to be written into: then it is copies, of all states and the last.
+        apart: How a copy of the states is laid out that is given away, to be written into; None: nothing is.
     """
 
     activation: Activation
@@ -46,7 +54,7 @@ class Settings:
     observe: Callable[..., None] | None = None
     xi: Sequence[float] | None = None
     window: int | None = None
-    apart: bool = False
+    apart: Form | None = None
 
     @property
     def has_batch(self) -> bool:
@@ -63,9 +71,10 @@ class Settings:
         return self.has_batch and self.xi is None and self.window is None
 
 
-# making one takes its time
-PLAIN = {name: Settings(activation) for name, activation in ACTIVATIONS.items()}
-APART = {name: Settings(activation, apart=True) for name, activation in ACTIVATIONS.items()}
+@cache
+def settings_of(nonlinearity: str, apart: Form | None) -> Settings:
+    """The settings of full BPTT, made once, since that takes its time."""
+    return Settings(ACTIVATIONS[nonlinearity], apart=apart)
 
 
 def states(
@@ -93,13 +102,28 @@ def states(
 
 
 def states_apart(
-    x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, b2: Tensor | None, settings: Settings, kept: bool
-) -> tuple[Tensor, ...]:
-    """As `states`, for one length: h, a copy of it if it is kept or else itself, and the last states, (1, B, H)."""
-    if kernels.is_whole(x, h0, U, W, b, b2, settings.activation):
-        return native.forward_all(x, h0, U, W, b, b2, settings.activation, copy=kept, last=True)
-    h = states(x, h0, U, W, b, b2, None, settings)
-    return h, h.clone() if kept else h, h[-1:].clone()
+    x: Tensor,
+    h0: Tensor,
+    U: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    b2: Tensor | None,
+    form: Form,
+    settings: Settings,
+    kept: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `states`, of one length: h, what is given away of it, and the last states, (1, B, H).
+
+    The second is a copy if h is kept, else a view, and the third a copy.
+    """
+    f = settings.activation
+    if kernels.is_whole(x, h0, U, W, b, b2, f):
+        h, copy, last = native.forward_all(x, h0, U, W, b, b2, f, copy=form.to if kept else None, last=True)
+    else:
+        h = states(x, h0, U, W, b, b2, None, settings)
+        copy, last = form.to(h).clone() if kept else None, h[-1:].clone()
+    assert last is not None
+    return h, form.to(h) if copy is None else copy, last
 
 
 def input_part(x: Tensor, U: Tensor, b: Tensor | None) -> Tensor:
@@ -351,15 +375,15 @@ class Recurrence(Function):
         settings: Settings,
     ) -> Tensor | tuple[Tensor, ...]:
         """States h (T, B, H); or, apart, h to be kept, a copy to be given away, and one of the last, (1, B, H)."""
-        if settings.apart:
-            return states_apart(x, h0, U, W, b, b2, settings, True)
+        if settings.apart is not None:
+            return states_apart(x, h0, U, W, b, b2, settings.apart, settings, True)
         return states(x, h0, U, W, b, b2, ended, settings)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep what backward and the forward mode read."""
         x, h0, U, W, _, _, ended, ctx.settings = inputs
-        h = output[0] if ctx.settings.apart else output
+        h = output if ctx.settings.apart is None else output[0]
         need_dx, _, need_dU, need_dW = ctx.needs_input_grad[:4]
         if is_mapped(ctx):
             ctx.save_for_backward(x, h0, U, W, ended, h)
@@ -375,16 +399,17 @@ class Recurrence(Function):
         """The tangents of what forward returns."""
         x, h0, U, W, ended, h = ctx.saved_tensors
         tangent = tangents(x, h0, U, W, ended, h, moved[:6], ctx.settings)
-        return (tangent, tangent.clone(), tangent[-1:].clone()) if ctx.settings.apart else tangent
+        form = ctx.settings.apart
+        return tangent if form is None else (tangent, form.to(tangent).clone(), tangent[-1:].clone())
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         """One gradient per input of forward, each computed only where somebody asked for it."""
-        dh, copied, dlast = given if ctx.settings.apart else (*given, None, None)
-        if dh is None:  # of the states that are kept: they have one in a second derivative alone
-            dh = copied
-        elif copied is not None:
-            dh = dh + copied
+        form = ctx.settings.apart
+        dh, copied, dlast = (*given, None, None) if form is None else given
+        if form is not None and copied is not None:
+            copied = form.back(copied)
+            dh = copied if dh is None else dh + copied  # those that are kept have one in a second derivative alone
         if dh is None and dlast is None:
             return (None,) * 8
         x, h0, U, W, ended, h = ctx.saved_tensors

@@ -336,6 +336,10 @@ def test_a_whole_recurrence_of_every_size(dtype: torch.dtype, isa: int, monkeypa
         whole(T, B, D, H, dtype, list(ACTIVATIONS)[H % 4])
 
 
+def swapped(h: Tensor) -> Tensor:
+    return h.transpose(0, 1)
+
+
 def whole(T: int, B: int, D: int, H: int, dtype: torch.dtype, name: str) -> None:
     shapes = [(T, B, D), (B, H), (H, D), (H, H), (H,), (H,), (T, B, H)]
     scales = [1, 1, D**-0.5, 0.9 * H**-0.5, 1, 1, 1]
@@ -344,7 +348,11 @@ def whole(T: int, B: int, D: int, H: int, dtype: torch.dtype, name: str) -> None
     activation = ACTIVATIONS[name]
     assert native.takes_all(x, h0, U, W, b, b2, activation)
     dlast = normal(seeded(7), 1, B, H).to(dtype)
-    h, copied, last = native.forward_all(x, h0, U, W, b, b2, activation, copy=True, last=True)
+    h, copied, last = native.forward_all(x, h0, U, W, b, b2, activation, copy=swapped, last=True)
+    assert copied is not None
+    assert last is not None
+    assert copied.shape == (B, T, H)
+    copied = copied.transpose(0, 1)
     assert torch.equal(copied, h)
     assert torch.equal(last, h[-1:])
     assert len({each.data_ptr() for each in (h, copied, last)}) == 3
@@ -376,8 +384,8 @@ def test_threads_change_nothing_in_a_whole_recurrence(threads: int, B: int, monk
     W, activation = 0.1 * W, ACTIVATIONS["tanh"]
 
     def run() -> tuple[Tensor | None, ...]:
-        *states, last = native.forward_all(x, h0, U, W, b, None, activation, copy=True, last=True)
-        return *states, last, *native.backward_all(dh, last, states[0], x, h0, U, W, D, activation, [True] * 6)
+        h, copied, last = native.forward_all(x, h0, U, W, b, None, activation, copy=swapped, last=True)
+        return h, copied, last, *native.backward_all(dh, last, h, x, h0, U, W, D, activation, [True] * 6)
 
     monkeypatch.setattr(native, "SHARED", 10**12)
     alone = run()

@@ -8,7 +8,7 @@ where there is a compiler; without one `library()` is None and eager.py runs.
 import ctypes
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import accumulate, pairwise
@@ -270,12 +270,13 @@ def forward_all(
     b: Tensor | None,
     b2: Tensor | None,
     activation: Activation,
-    copy: bool = False,
+    copy: Callable[[Tensor], Tensor] | None = None,
     last: bool = False,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Run F1 and F2 of a whole recurrence, with the sum of two biases; arguments as `takes_all`.
 
-    Return h (T, B, H), a copy of it or itself, and, where asked for, one of the last states, (1, B, H).
+    Return h (T, B, H) and, where asked for, a copy of it and one of the last states, (1, B, H). copy gives the view of h
+    that the copy looks like.
     """
     found: Any = library()
     T, B, D = x.shape if x.dim() == 3 else (1, *x.shape)
@@ -283,7 +284,7 @@ def forward_all(
     x, h0, U, W = x.contiguous(), h0.contiguous(), U.contiguous(), W.contiguous()
     b, b2 = b if b is None else b.contiguous(), b2 if b2 is None else b2.contiguous()
     h = x.new_empty(*x.shape[:-1], H)
-    copied = torch.empty_like(h) if copy else h
+    copied = None if copy is None else torch.empty_like(copy(h))
     ending = x.new_empty(1, B, H) if last else None
     failed = found.manual_bptt_forward_all(
         _FORWARD(
@@ -303,13 +304,13 @@ def forward_all(
             0 if b is None else b.data_ptr(),
             0 if b2 is None else b2.data_ptr(),
             h.data_ptr(),
-            copied.data_ptr() if copy else 0,
+            0 if copied is None else copied.data_ptr(),
             0 if ending is None else ending.data_ptr(),
         )
     )
     if failed:
         raise MemoryError(f"recurrence: expected room for copies of U, ({H}, {D}), and W, ({H}, {H}), got none")
-    return (h, copied) if ending is None else (h, copied, ending)
+    return h, copied, ending
 
 
 def backward_all(
