@@ -336,6 +336,18 @@ def test_a_whole_recurrence_of_every_size(dtype: torch.dtype, isa: int, monkeypa
         whole(T, B, D, H, dtype, list(ACTIVATIONS)[H % 4])
 
 
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("T", "B", "D", "H"), [(300, 5, 60, 100), (2000, 1, 30, 63), (4, 700, 70, 50), (7, 400, 3, 130)]
+)
+def test_a_whole_recurrence_that_goes_back_in_pieces(
+    T: int, B: int, D: int, H: int, dtype: torch.dtype, isa: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "instructions", lambda: isa)
+    whole(T, B, D, H, dtype, "tanh")
+
+
 def swapped(h: Tensor) -> Tensor:
     return h.transpose(0, 1)
 
@@ -376,7 +388,7 @@ def whole(T: int, B: int, D: int, H: int, dtype: torch.dtype, name: str) -> None
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("B", [1, 4, 11])
 def test_threads_change_nothing_in_a_whole_recurrence(threads: int, B: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    T, D, H = 40, 10, 45
+    T, D, H = 400, 10, 45  # with several sequences the gradients come in pieces
     x, h0, U, W, b, dh = (
         normal(seeded(i), *shape).float()
         for i, shape in enumerate([(T, B, D), (B, H), (H, D), (H, H), (H,), (T, B, H)], 1)
@@ -532,7 +544,7 @@ def test_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> Non
     source = ROOT / "manual_bptt" / "kernels" / "native.c"
     driver = tmp_path / "driver.c"
     driver.write_text(
-        f'#include "{source}"\n#include <pthread.h>\n'
+        f'#define TOGETHER 4096\n#include "{source}"\n#include <pthread.h>\n'
         "static void (*work_of)(void *);\n"
         "static void *one(void *given) { work_of(given); return NULL; }\n"
         "static void team(void (*work)(void *), void *given, unsigned threads, unsigned flags) {\n"
@@ -572,7 +584,7 @@ def test_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> Non
         "                        back ? xi : NULL)) return 2;\n"
         "    free(h); free(d); free(da); free(W); if (!back) free(f);\n"
         "    if (H % 4) continue;\n"
-        "    T = B == 7 ? 40 : 3;\n"  # more rows than a weight's gradient takes at a time
+        "    T = B == 7 ? 40 : 3;\n"  # more rows than a weight's gradient takes at a time, and several pieces
         "    int64_t D = 1 + (H * 7) % 66; N = T * B;\n"
         "    void *x = drawn(N * D, wide), *h0 = drawn(B * H, wide), *U = drawn(H * D, wide), *b = drawn(H, wide);\n"
         "    W = drawn(H * H, wide); h = nothing(N * H, wide); d = drawn(N * H, wide);\n"

@@ -24,6 +24,9 @@ typedef int64_t whole_double;
 
 enum { TANH, SIGMOID, RELU, IDENTITY };
 enum { CHUNK = 128 }; /* rows that a weight gradient takes at a time */
+#ifndef TOGETHER      /* bytes of da, h and x that are turned into gradients while they are in the cache */
+#define TOGETHER (512 * 1024)
+#endif
 
 /* What one recursion reads and writes; arrays are contiguous, rows of step t are START(work, t) … START(work, t + 1) - 1. */
 typedef struct {
@@ -34,7 +37,10 @@ typedef struct {
     const void *h0, *dh;   /* forward; backward: from outside, or NULL for nothing */
     const void *dlast;     /* backward: from outside at the last step, beside dh, (B, H) or NULL */
     void *da;              /* backward: written */
+    const void *later;     /* backward: da of the step after the last one, (B, H), or NULL where there is none */
     const void *panels;    /* W, packed */
+    const void *x, *inputs, *bias; /* forward: what a is made of, with U, packed; x is NULL where it is there already */
+    int64_t D;
     const double *xi;      /* backward: ξ_1 … ξ_T, or NULL */
 } Work;
 #define START(work, t) ((work)->starts ? (work)->starts[t] : (t) * (work)->B)
@@ -65,16 +71,17 @@ static void share(Team team, int64_t parts, Part part, void *work) {
 }
 
 /* A recurrence whole, with its inputs and all its gradients; every step has B rows. b and b2 may be NULL, and every gradient
-   that nobody asked for. */
+   that nobody asked for. Backward, work is a piece of it: the steps start … stop - 1. */
 typedef struct {
     Work work;
-    int64_t D;
     const void *x, *U, *W, *b, *b2;
     void *last; /* forward: becomes the last states, (B, H), or NULL */
     void *dx, *dh0, *dU, *dW, *db, *db2;
     Team team; /* as manual_bptt_run */
     int64_t threads;
-    void *panels, *room; /* U, packed; forward: the bias, backward: what each thread needs for itself */
+    int64_t T, start, stop;
+    double *sums;           /* backward: of db, so far */
+    void *room;             /* backward: what each thread needs for itself, that much */
     int64_t room_of_each;
 } Whole;
 
@@ -184,7 +191,7 @@ int manual_bptt_forward_all(const void *packed) {
     Forward g;
     memcpy(&g, packed, sizeof g);
     int is_double = (int)g.is_double, isa = (int)g.isa;
-    Whole whole = {.work = {.T = g.T, .B = g.B, .H = g.H, .f = g.f, .h = g.h, .copy = g.copy, .h0 = g.h0}, .D = g.D,
+    Whole whole = {.work = {.T = g.T, .B = g.B, .H = g.H, .f = g.f, .h = g.h, .copy = g.copy, .h0 = g.h0, .D = g.D},
                    .x = g.x, .U = g.U, .W = g.W, .b = g.b, .b2 = g.b2, .last = g.last, .team = g.team,
                    .threads = g.threads};
     return ((All)CHOOSE(forward_all))(&whole);
@@ -195,8 +202,9 @@ int manual_bptt_backward_all(const void *packed) {
     Backward g;
     memcpy(&g, packed, sizeof g);
     int is_double = (int)g.is_double, isa = (int)g.isa;
-    Whole whole = {.work = {.T = g.T, .B = g.B, .H = g.H, .f = g.f, .h = g.h, .h0 = g.h0, .dh = g.dh, .dlast = g.dlast},
-                   .D = g.D, .x = g.x, .U = g.U, .W = g.W, .dx = g.dx, .dh0 = g.dh0, .dU = g.dU, .dW = g.dW, .db = g.db,
+    Whole whole = {.work = {.T = g.T, .B = g.B, .H = g.H, .f = g.f, .h = g.h, .h0 = g.h0, .dh = g.dh, .dlast = g.dlast,
+                            .D = g.D},
+                   .T = g.T, .x = g.x, .U = g.U, .W = g.W, .dx = g.dx, .dh0 = g.dh0, .dU = g.dU, .dW = g.dW, .db = g.db,
                    .db2 = g.db2, .team = g.team, .threads = g.threads};
     return ((All)CHOOSE(backward_all))(&whole);
 }
@@ -348,15 +356,20 @@ INLINE void NAME(product)(int rows, int wide, int64_t K, const REAL *left, int64
         }
 }
 
-/* F1 F2 of a block: h = f(a + before · panels), and where there is room a copy of it. */
+/* F1 F2 of a block: h = f(a + before · panels), and where there is room a copy of it; a may have to be made from x. Its sum
+   is taken by itself, as if it had been there. */
 INLINE void NAME(forward_block)(int rows, int wide, int64_t H, int64_t left, const REAL *before, const REAL *panels,
-                                int64_t f, REAL *a, REAL *copy) {
-    V sums[6][8];
+                                int64_t f, REAL *a, REAL *copy, const REAL *x, int64_t D, const REAL *inputs,
+                                const REAL *bias) {
+    V sums[6][8], made[6][8];
+    NAME(product)(rows, wide, D, x, D, 1, inputs, made);
     NAME(product)(rows, wide, H, before, H, 1, panels, sums);
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < wide; v++) {
             int64_t place = r * H + v * LANES, n = left - v * LANES;
-            V h = NAME(activation)(f, NAME(load)(a + place, n) + sums[r][v]);
+            V given = x ? made[r][v] : NAME(load)(a + place, n);
+            if (x && bias) given = given + NAME(load)(bias + v * LANES, n);
+            V h = NAME(activation)(f, given + sums[r][v]);
             NAME(store)(a + place, h, n);
             if (copy) NAME(store)(copy + place, h, n);
         }
@@ -416,8 +429,8 @@ INLINE void NAME(plain_block)(int rows, int wide, int64_t C, int64_t left, const
 
 TARGET static void NAME(forward)(void *given, int64_t part, int64_t parts) {
     const Work *work = given;
-    int64_t H = work->H, f = work->f, from = work->B * part / parts, to = work->B * (part + 1) / parts;
-    const REAL *panels = work->panels;
+    int64_t H = work->H, D = work->D, f = work->f, from = work->B * part / parts, to = work->B * (part + 1) / parts;
+    const REAL *panels = work->panels, *inputs = work->inputs, *bias = work->bias;
     for (int64_t t = 0; t < work->T; t++) {
         int64_t here = START(work, t), running = START(work, t + 1) - here;
         const REAL *earlier = t ? (const REAL *)work->h + START(work, t - 1) * H : (const REAL *)work->h0;
@@ -426,7 +439,9 @@ TARGET static void NAME(forward)(void *given, int64_t part, int64_t parts) {
             int64_t rows = end - b < 6 ? end - b : 6;
             const REAL *before = earlier + b * H;
             REAL *a = (REAL *)work->h + (here + b) * H, *copy = work->copy ? (REAL *)work->copy + (here + b) * H : NULL;
-            BLOCKS(NAME(forward_block), H, H, before, panels, f, a + c, copy ? copy + c : NULL)
+            const REAL *x = work->x ? (const REAL *)work->x + (here + b) * D : NULL;
+            BLOCKS(NAME(forward_block), H, H, before, panels, f, a + c, copy ? copy + c : NULL, x, D,
+                   x ? inputs + c * D : NULL, bias ? bias + c : NULL)
             b += rows;
         }
     }
@@ -438,14 +453,15 @@ TARGET static void NAME(backward)(void *given, int64_t part, int64_t parts) {
     const REAL *panels = work->panels;
     for (int64_t t = work->T - 1; t >= 0; t--) {
         int64_t here = START(work, t), running = START(work, t + 1) - here;
-        int64_t going_on = t + 1 < work->T ? START(work, t + 2) - START(work, t + 1) : 0;
+        int64_t going_on = t + 1 < work->T ? START(work, t + 2) - START(work, t + 1) : work->later ? work->B : 0;
+        const REAL *later = t + 1 < work->T ? (const REAL *)work->da + START(work, t + 1) * H : work->later;
         REAL xi = t + 1 < work->T && work->xi ? (REAL)work->xi[t + 1] : (REAL)1;
         if (xi == (REAL)0) going_on = 0;
         int64_t end = to < running ? to : running;
         for (int64_t b = from; b < end;) {
             int64_t until = b < going_on && going_on < end ? going_on : end, rows = until - b < 6 ? until - b : 6;
             REAL *da = (REAL *)work->da + (here + b) * H;
-            const REAL *before = b < going_on ? (const REAL *)work->da + (START(work, t + 1) + b) * H : NULL;
+            const REAL *before = b < going_on ? later + b * H : NULL;
             const REAL *h = (const REAL *)work->h + (here + b) * H;
             const REAL *dh = work->dh ? (const REAL *)work->dh + (here + b) * H : NULL;
             const REAL *dlast = work->dlast && t + 1 == work->T ? (const REAL *)work->dlast + b * H : NULL;
@@ -479,15 +495,17 @@ INLINE int64_t NAME(begin)(int64_t N, int64_t part, int64_t parts) {
 /* F1 but for the state before, of some rows. */
 TARGET static void NAME(project)(void *given, int64_t part, int64_t parts) {
     const Whole *whole = given;
-    int64_t H = whole->work.H, D = whole->D, N = whole->work.T * whole->work.B;
+    const Work *work = &whole->work;
+    int64_t H = work->H, D = work->D, N = work->T * work->B;
     int64_t from = NAME(begin)(N, part, parts), to = NAME(begin)(N, part + 1, parts);
-    NAME(multiply)(to - from, D, H, (const REAL *)whole->x + from * D, D, 1, whole->panels, whole->room, 0,
-                   (REAL *)whole->work.h + from * H);
+    NAME(multiply)(to - from, D, H, (const REAL *)whole->x + from * D, D, 1, work->inputs, work->bias, 0,
+                   (REAL *)work->h + from * H);
 }
 
 TARGET static int NAME(forward_all)(Whole *whole) {
     Work *work = &whole->work;
-    int64_t H = work->H, D = whole->D, B = work->B, wide = NAME(padded)(H), threads = whole->threads;
+    int64_t H = work->H, D = work->D, B = work->B, wide = NAME(padded)(H), threads = whole->threads;
+    int64_t parts = threads < B ? threads : B;
     REAL *room;
     if (posix_memalign((void **)&room, 64, (size_t)(wide * (D + H + 1)) * sizeof(REAL))) return 1;
     REAL *U = room, *W = U + wide * D, *bias = W + wide * H;
@@ -496,10 +514,11 @@ TARGET static int NAME(forward_all)(Whole *whole) {
     const REAL *b = whole->b, *b2 = whole->b2;
     for (int64_t i = 0; i < H; i++) bias[i] = (b ? b[i] : 0) + (b2 ? b2[i] : 0);
     work->panels = W;
-    whole->panels = U;
-    whole->room = b || b2 ? bias : NULL;
-    share(whole->team, threads, NAME(project), whole);
-    share(whole->team, threads < B ? threads : B, NAME(forward), work);
+    work->inputs = U;
+    work->bias = b || b2 ? bias : NULL;
+    if (B >= 6 * parts) work->x = whole->x; /* rows enough for every number of U that is loaded */
+    else share(whole->team, threads, NAME(project), whole);
+    share(whole->team, parts, NAME(forward), work);
     if (whole->last) memcpy(whole->last, (REAL *)work->h + (work->T - 1) * B * H, (size_t)(B * H) * sizeof(REAL));
     free(room);
     return 0;
@@ -516,55 +535,71 @@ TARGET static void NAME(weight_gradient)(int64_t N, int64_t H, int64_t C, const 
     }
 }
 
-/* A part of what da is turned into: of the rows of dx, and of those of the weights' gradients. */
+/* A part of what a piece's da is turned into: of the rows of dx, and of those of the weights' gradients. */
 TARGET static void NAME(turn)(void *given, int64_t part, int64_t parts) {
     const Whole *whole = given;
     const Work *work = &whole->work;
-    int64_t H = work->H, D = whole->D, B = work->B, N = work->T * B;
-    const REAL *da = work->da;
+    int64_t H = work->H, D = work->D, B = work->B, N = work->T * B;
+    const REAL *da = work->da, *h = work->h, *x = whole->x ? (const REAL *)whole->x + whole->start * B * D : NULL;
     REAL *packed = (REAL *)whole->room + part * whole->room_of_each, *dU = whole->dU, *dW = whole->dW;
-    REAL *db = whole->db, *db2 = whole->db2;
+    REAL *dx = whole->dx ? (REAL *)whole->dx + whole->start * B * D : NULL, *db = whole->db, *db2 = whole->db2;
+    double *sums = whole->sums;
     int64_t from = NAME(begin)(N, part, parts), to = NAME(begin)(N, part + 1, parts);
-    if (whole->dx) /* B8 */
-        NAME(multiply)(to - from, H, D, da + from * H, H, 1, whole->panels, NULL, 0, (REAL *)whole->dx + from * D);
+    if (dx) NAME(multiply)(to - from, H, D, da + from * H, H, 1, work->inputs, NULL, 0, dx + from * D); /* B8 */
     from = NAME(begin)(H, part, parts), to = NAME(begin)(H, part + 1, parts);
     if (from == to) return;
-    if (dU) { /* B7 */
-        memset(dU + from * D, 0, (size_t)((to - from) * D) * sizeof(REAL));
-        NAME(weight_gradient)(N, H, D, da, whole->x, packed, dU, from, to);
+    if (whole->stop == whole->T) { /* the first piece */
+        if (dU) memset(dU + from * D, 0, (size_t)((to - from) * D) * sizeof(REAL));
+        if (dW) memset(dW + from * H, 0, (size_t)((to - from) * H) * sizeof(REAL));
+        memset(sums + from, 0, (size_t)(to - from) * sizeof *sums);
     }
-    if (dW) { /* B6: the first step comes from h0, the others from the states before theirs */
-        memset(dW + from * H, 0, (size_t)((to - from) * H) * sizeof(REAL));
+    if (dU) NAME(weight_gradient)(N, H, D, da, x, packed, dU, from, to); /* B7 */
+    if (dW && whole->start > 0) NAME(weight_gradient)(N, H, H, da, h - B * H, packed, dW, from, to); /* B6 */
+    if (dW && whole->start == 0) {
         NAME(weight_gradient)(B, H, H, da, work->h0, packed, dW, from, to);
-        NAME(weight_gradient)(N - B, H, H, da + B * H, work->h, packed, dW, from, to);
+        NAME(weight_gradient)(N - B, H, H, da + B * H, h, packed, dW, from, to);
     }
-    if (db || db2) { /* B5, summed in double: T · B terms, one after the other */
-        double *sums = (double *)packed;
-        memset(sums, 0, (size_t)(to - from) * sizeof *sums);
+    if (db || db2) /* B5, summed in double: T · B terms, one after the other */
         for (int64_t n = 0; n < N; n++)
-            for (int64_t i = from; i < to; i++) sums[i - from] += (double)da[n * H + i];
-        for (int64_t i = from; db && i < to; i++) db[i] = (REAL)sums[i - from];
-        for (int64_t i = from; db2 && i < to; i++) db2[i] = (REAL)sums[i - from];
-    }
+            for (int64_t i = from; i < to; i++) sums[i] += (double)da[n * H + i];
+    if (whole->start > 0) return;
+    for (int64_t i = from; db && i < to; i++) db[i] = (REAL)sums[i];
+    for (int64_t i = from; db2 && i < to; i++) db2[i] = (REAL)sums[i];
 }
 
 TARGET static int NAME(backward_all)(Whole *whole) {
     Work *work = &whole->work;
-    int64_t H = work->H, D = whole->D, B = work->B, N = work->T * B, wide = NAME(padded)(H), wide_D = NAME(padded)(D);
+    int64_t T = whole->T, H = work->H, D = work->D, B = work->B, wide = NAME(padded)(H), wide_D = NAME(padded)(D);
     int64_t threads = whole->threads, each = CHUNK * (wide > wide_D ? wide : wide_D);
+    int64_t rows = TOGETHER / (int64_t)sizeof(REAL) / (2 * H + D), steps = ((rows > CHUNK ? rows : CHUNK) + B - 1) / B;
+    if (steps > T) steps = T;
+    int64_t piece = NAME(padded)(steps * B * H), doubles = NAME(padded)(2 * H);
     REAL *room;
-    if (posix_memalign((void **)&room, 64, (size_t)(H * (wide + wide_D) + N * H + threads * each) * sizeof(REAL))) return 1;
-    REAL *W = room, *U = W + H * wide, *of_threads = U + H * wide_D, *da = of_threads + threads * each;
+    if (posix_memalign((void **)&room, 64,
+                       (size_t)(doubles + H * (wide + wide_D) + 2 * piece + threads * each) * sizeof(REAL))) return 1;
+    REAL *W = room + doubles, *U = W + H * wide, *da = U + H * wide_D;
     NAME(pack)(H, H, whole->W, 0, W);
     if (whole->dx) NAME(pack)(H, D, whole->U, 0, U);
+    const REAL *dlast = work->dlast, *dh = work->dh;
+    REAL *h = work->h;
     work->panels = W;
-    work->da = da;
-    whole->panels = U;
-    whole->room = of_threads;
+    work->inputs = U;
+    whole->sums = (double *)room;
+    whole->room = da + 2 * piece;
     whole->room_of_each = each;
-    share(whole->team, threads < B ? threads : B, NAME(backward), work);
-    if (whole->dh0) NAME(multiply)(B, H, H, da, H, 1, W, NULL, 0, whole->dh0); /* B8 */
-    share(whole->team, threads, NAME(turn), whole);
+    for (int64_t stop = T; stop > 0; stop = whole->start) {
+        whole->stop = stop;
+        whole->start = stop > steps ? stop - steps : 0;
+        work->T = stop - whole->start;
+        work->h = h + whole->start * B * H;
+        work->dh = dh ? dh + whole->start * B * H : NULL;
+        work->dlast = stop == T ? dlast : NULL;
+        work->later = work->da; /* its first step, or NULL */
+        work->da = work->da == da ? da + piece : da;
+        share(whole->team, threads < B ? threads : B, NAME(backward), work);
+        share(whole->team, threads, NAME(turn), whole);
+    }
+    if (whole->dh0) NAME(multiply)(B, H, H, work->da, H, 1, W, NULL, 0, whole->dh0); /* B8 */
     free(room);
     return 0;
 }

@@ -275,8 +275,8 @@ def forward_all(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Run F1 and F2 of a whole recurrence, with the sum of two biases; arguments as `takes_all`.
 
-    Return h (T, B, H) and, where asked for, a copy of it and one of the last states, (1, B, H). copy gives the view of h
-    that the copy looks like.
+    Return h (T, B, H) and, where asked for, a copy of it and one of the last states, (1, B, H). copy gives the
+    view of h that the copy looks like.
     """
     found: Any = library()
     T, B, D = x.shape if x.dim() == 3 else (1, *x.shape)
