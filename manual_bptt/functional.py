@@ -13,7 +13,7 @@ from manual_bptt.checkpointing import Checkpointed, Every, steps_of_a_piece
 from manual_bptt.compiled import compiled_recurrence
 from manual_bptt.losses import DualSoftmaxCrossEntropy, DualSquaredError, SoftmaxCrossEntropy, SquaredError
 from manual_bptt.readout import DualReadout, Readout
-from manual_bptt.recurrence import Recurrence, Settings, are_tokens, states, states_apart
+from manual_bptt.recurrence import Form, Recurrence, Settings, are_tokens, states, states_apart
 from manual_bptt.targets import weighted_targets
 from manual_bptt.transforms import apply, is_recording, is_tracing, is_transforming, watched
 from manual_bptt.truncation import Truncation
@@ -121,12 +121,19 @@ def run(
         if checkpoint_every and has_graph and not _watched(x, h0, U, W, b, b2):
             k = steps_of_a_piece(checkpoint_every, settings.steps(x))
             if k < settings.steps(x):
-                return apply(Checkpointed, x, h0, U, W, b, b2, ended, replace(settings, apart=None), k)
+                h = apply(Checkpointed, x, h0, U, W, b, b2, ended, replace(settings, apart=None), k)
+                return h if settings.apart is None else _given_away(h, settings.apart)
         return apply(Recurrence, x, h0, U, W, b, b2, ended, settings)
     # a Function costs as much as several small steps
     if settings.apart is not None:
         return states_apart(x, h0, U, W, b, b2, settings.apart, settings, False)
     return states(x, h0, U, W, b, b2, ended, settings)
+
+
+def _given_away(h: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor]:
+    """As `states_apart`, of states that nobody keeps; no view."""
+    view = form.to(h)
+    return h, h if view is h else view.clone(), h[-1:].clone()
 
 
 def _watched(*inputs: Tensor | None) -> bool:

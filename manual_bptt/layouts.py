@@ -11,11 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from manual_bptt.recurrence import Form
+from manual_bptt.activations import ACTIVATIONS
+from manual_bptt.recurrence import Form, Settings
 
-STEPS = Form(lambda steps: steps, lambda output: output)
-BATCH_FIRST = Form(lambda steps: steps.transpose(0, 1), lambda output: output.transpose(0, 1))
-ONE_SEQUENCE = Form(lambda steps: steps.squeeze(1), lambda output: output.unsqueeze(1))
+FORMS = {
+    "steps": Form(lambda steps: steps, lambda output: output),
+    "batch first": Form(lambda steps: steps.transpose(0, 1), lambda output: output.transpose(0, 1)),
+    "one sequence": Form(lambda steps: steps.squeeze(1), lambda output: output.unsqueeze(1)),
+}
+
+# of full BPTT, by how a copy of the states is laid out, if any, and by f; making them takes its time
+SETTINGS = {
+    form: {name: Settings(activation, apart=FORMS.get(form)) for name, activation in ACTIVATIONS.items()}
+    for form in (*FORMS, "")
+}
 
 
 class Dense:
@@ -26,7 +35,7 @@ class Dense:
         sizes: Sequences at each step where the steps are rows (N, D), else None.
         ended: (T, B, 1), True after a sequence's end; None where nothing comes after it.
         B: Number of sequences.
-        form: How the output is laid out.
+        form: How the output is laid out, a name of FORMS.
     """
 
     sizes: Sequence[int] | None = None
@@ -34,8 +43,8 @@ class Dense:
 
     def __init__(self, input: Tensor, batch_first: bool) -> None:
         self.batched = input.dim() == 3
-        self.form = (BATCH_FIRST if batch_first else STEPS) if self.batched else ONE_SEQUENCE
-        self.steps = self.form.back(input)
+        self.form = ("batch first" if batch_first else "steps") if self.batched else "one sequence"
+        self.steps = FORMS[self.form].back(input)
         self.B = self.steps.shape[1]
 
     def reverse(self, steps: Tensor) -> Tensor:
@@ -56,7 +65,7 @@ class Dense:
 
     def output(self, steps: Tensor, copy: bool = False) -> Any:
         """Bring states into the layout of the input, with the strides that torch.nn.RNN's output has."""
-        output = self.form.to(steps)
+        output = FORMS[self.form].to(steps)
         return output.clone() if copy else output
 
 

@@ -19,8 +19,8 @@ from manual_bptt.activations import ACTIVATIONS
 from manual_bptt.autocast import autocast_dtype, cast, cast_dtype
 from manual_bptt.checkpointing import check as check_checkpoints
 from manual_bptt.functional import run
-from manual_bptt.layouts import Dense, Layout, layout_of
-from manual_bptt.recurrence import Settings, settings_of
+from manual_bptt.layouts import SETTINGS, Dense, Layout, layout_of
+from manual_bptt.recurrence import Settings
 from manual_bptt.transforms import is_tracing, is_transforming
 from manual_bptt.truncation import Truncation
 from manual_bptt.truncation import check as check_truncation
@@ -188,7 +188,7 @@ class RNN(nn.RNNBase):
         finals: list[Tensor] = []
         for layer in range(self.num_layers):
             is_last = layer + 1 == self.num_layers
-            form = layout.form if is_last and type(layout) is Dense and not self.bidirectional else None
+            form = layout.form if is_last and type(layout) is Dense and not self.bidirectional else ""
             outputs = []
             for reverse in (False, True)[: self._directions]:
                 place = len(finals)
@@ -197,7 +197,7 @@ class RNN(nn.RNNBase):
                 b, b2 = biases or (None, None)
                 turn = layout.reverse if reverse else _as_it_is
                 observe = record and partial(record, f"l{layer}{'_reverse' if reverse else ''}", layout, turn)
-                settings = settings_of(activation.name, form)
+                settings = SETTINGS[form][activation.name]
                 if observe is not None or layout.sizes is not None:
                     settings = replace(settings, sizes=layout.sizes, observe=observe)
                 h = run(turn(steps), h0, U, W, b, b2, settings, layout.ended, self.truncation, self.checkpoint_every)

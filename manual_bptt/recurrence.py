@@ -13,7 +13,7 @@ alone.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from manual_bptt import kernels, lags
-from manual_bptt.activations import ACTIVATIONS, Activation
+from manual_bptt.activations import Activation
 from manual_bptt.autocast import without_autocast
 from manual_bptt.kernels import eager, native
 from manual_bptt.transforms import has_forward_mode, is_mapped, watched
@@ -69,12 +69,6 @@ class Settings:
     def is_plain(self) -> bool:
         """Whether the backward pass is full BPTT of such a batch."""
         return self.has_batch and self.xi is None and self.window is None
-
-
-@cache
-def settings_of(nonlinearity: str, apart: Form | None) -> Settings:
-    """The settings of full BPTT, made once, since that takes its time."""
-    return Settings(ACTIVATIONS[nonlinearity], apart=apart)
 
 
 def states(

@@ -196,3 +196,18 @@ def test_a_planted_mistake_is_seen(mistake: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(checkpointing, right.__name__, wrong)
     with pytest.raises(AssertionError):
         same(gradients(made(4), "dense"), wanted)
+
+
+@pytest.mark.parametrize("form", ["steps", "batch first", "one sequence"])
+def test_results_may_be_changed_in_place_and_are_no_views(form: str) -> None:
+    x = normal(seeded(1), T, D) if form == "one sequence" else normal(seeded(1), T, B, D)
+    found = []
+    for every in (None, 4):
+        module = made(every, batch_first=form == "batch first")
+        output, h_n = module(x)
+        assert not output._is_view()
+        output.mul_(2.0)
+        h_n.mul_(3.0) if form != "one sequence" else None  # a view there, as torch.nn.RNN's
+        found.append(torch.autograd.grad((output**2).sum() + (h_n**3).sum(), list(module.parameters())))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-12)
