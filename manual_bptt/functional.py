@@ -15,7 +15,7 @@ from manual_bptt.losses import DualSoftmaxCrossEntropy, DualSquaredError, Softma
 from manual_bptt.readout import DualReadout, Readout
 from manual_bptt.recurrence import Form, Recurrence, Settings, are_tokens, states, states_apart
 from manual_bptt.targets import weighted_targets
-from manual_bptt.transforms import apply, is_recording, is_tracing, is_transforming, watched
+from manual_bptt.transforms import apply, is_looked_at, is_recording, is_tracing, is_transforming, watched
 from manual_bptt.truncation import Truncation
 from manual_bptt.truncation import check as check_truncation
 
@@ -85,7 +85,7 @@ def run(
 ) -> Any:
     """Run a recurrence whose arguments have been checked, with as much of autograd as is asked for.
 
-    Return the states h (T, B, H); or what `states_apart` does, where settings ask for it and torch sees no operators.
+    Return the states h (T, B, H); or what `states_apart` does, where settings ask for it and torch is not compiling.
 
     Args:
         x: As `rnn`, with a batch.
@@ -123,17 +123,32 @@ def run(
             if k < settings.steps(x):
                 h = apply(Checkpointed, x, h0, U, W, b, b2, ended, replace(settings, apart=None), k)
                 return h if settings.apart is None else _given_away(h, settings.apart)
-        return apply(Recurrence, x, h0, U, W, b, b2, ended, settings)
+        found = apply(Recurrence, x, h0, U, W, b, b2, ended, settings)
+        if settings.apart is None:
+            return found
+        h, given, last = found
+        return h, _with_own_node(given), _with_own_node(last)
     # a Function costs as much as several small steps
     if settings.apart is not None:
-        return states_apart(x, h0, U, W, b, b2, settings.apart, settings, False)
+        return states_apart(x, h0, U, W, b, b2, settings, False)
     return states(x, h0, U, W, b, b2, ended, settings)
 
 
 def _given_away(h: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor]:
-    """As `states_apart`, of states that nobody keeps; no view."""
-    view = form.to(h)
-    return h, h if view is h else view.clone(), h[-1:].clone()
+    """As `states_apart`, of states with a graph that nobody keeps: the second may be the first itself."""
+    last, view = h[-1:].clone(), form.to(h)
+    return h, _with_own_node(h) if view is h else view.clone(), last
+
+
+def _with_own_node(value: Tensor) -> Tensor:
+    """The tensor itself, as a result of its own: a hook on it sees its own gradient, and is called if there is one.
+
+    Hooks on one of several results of a Function are called, with None, where another of them has a gradient.
+    """
+    if not value.requires_grad or is_transforming():
+        return value
+    is_ordinary = type(value) is Tensor and not value._is_view() and not is_looked_at()
+    return value.transpose_(0, 0) if is_ordinary else value.clone()  # the first costs no copy
 
 
 def _watched(*inputs: Tensor | None) -> bool:

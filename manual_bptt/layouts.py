@@ -15,9 +15,13 @@ from manual_bptt.activations import ACTIVATIONS
 from manual_bptt.recurrence import Form, Settings
 
 FORMS = {
-    "steps": Form(lambda steps: steps, lambda output: output),
-    "batch first": Form(lambda steps: steps.transpose(0, 1), lambda output: output.transpose(0, 1)),
-    "one sequence": Form(lambda steps: steps.squeeze(1), lambda output: output.unsqueeze(1)),
+    "steps": Form(lambda steps: steps, lambda steps: steps, lambda output: output),
+    "batch first": Form(
+        lambda steps: steps.transpose(0, 1), lambda steps: steps.transpose_(0, 1), lambda output: output.transpose(0, 1)
+    ),
+    "one sequence": Form(
+        lambda steps: steps.squeeze(1), lambda steps: steps.squeeze_(1), lambda output: output.unsqueeze(1)
+    ),
 }
 
 # of full BPTT, by how a copy of the states is laid out, if any, and by f; making them takes its time
@@ -63,9 +67,15 @@ class Dense:
         """Bring final states (L, B, H) into the order of the input."""
         return hidden if self.batched else hidden.squeeze(1)
 
-    def output(self, steps: Tensor, copy: bool = False) -> Any:
-        """Bring states into the layout of the input, with the strides that torch.nn.RNN's output has."""
-        output = FORMS[self.form].to(steps)
+    def output(self, steps: Tensor, copy: bool = False, own: bool = False) -> Any:
+        """Bring states into the layout of the input, with the strides that torch.nn.RNN's output has.
+
+        As a view; copy: as a copy; own: themselves, since they are nobody else's.
+        """
+        form = FORMS[self.form]
+        if own:
+            return form.to_in_place(steps)
+        output = form.to(steps)
         return output.clone() if copy else output
 
 
@@ -79,7 +89,7 @@ class Jagged(Dense):
         sequence, time = _places(self.lengths, input.values().shape[0])
         self.rows = time * self.B + sequence
 
-    def output(self, steps: Tensor, copy: bool = False) -> Any:
+    def output(self, steps: Tensor, copy: bool = False, own: bool = False) -> Any:
         """Bring states into the layout of the input; always a copy."""
         rows = steps.flatten(0, 1).index_select(0, self.rows)
         return torch.nested.nested_tensor_from_jagged(rows, offsets=self.offsets)
@@ -116,7 +126,7 @@ class Packed:
         """Bring final states (L, B, H) into the order of the input."""
         return hidden if self.unsorted_indices is None else hidden.index_select(1, self.unsorted_indices)
 
-    def output(self, steps: Tensor, copy: bool = False) -> Any:
+    def output(self, steps: Tensor, copy: bool = False, own: bool = False) -> Any:
         """Bring states into the layout of the input."""
         rows = steps.clone() if copy else steps
         return PackedSequence(rows, self.batch_sizes, self.sorted_indices, self.unsorted_indices)
@@ -148,7 +158,7 @@ class Unpacked(Packed):
         padded = rows.new_zeros(T * self.B, rows.shape[1]).index_copy(0, self.rows, rows)
         self.steps = padded.view(T, self.B, rows.shape[1])
 
-    def output(self, steps: Tensor, copy: bool = False) -> Any:
+    def output(self, steps: Tensor, copy: bool = False, own: bool = False) -> Any:
         """Bring states into the layout of the input; always a copy."""
         return super().output(steps.flatten(0, 1).index_select(0, self.rows))
 

@@ -210,8 +210,9 @@ class RNN(nn.RNNBase):
             if self.training and self.dropout > 0 and not is_last:
                 steps = functional.dropout(steps, self.dropout)
         # in one direction the states are usually kept for backward: whoever changes the output in place changes a copy
-        kept = steps.requires_grad or is_transforming() or is_tracing()
-        return layout.output(steps, copy=kept and not self.bidirectional), torch.cat(finals)
+        seen = is_transforming() or is_tracing() or torch.compiler.is_compiling()
+        kept = not self.bidirectional and (steps.requires_grad or seen)
+        return layout.output(steps, copy=kept, own=not (kept or seen)), torch.cat(finals)
 
     def _checked(self, input: Any, hx: Any, lengths: Any, weight: Tensor) -> tuple[Layout, Tensor | None]:
         """Raise what torch.nn.RNN raises; return the layout, and hx in its order."""

@@ -30,9 +30,10 @@ from manual_bptt.transforms import has_forward_mode, is_mapped, watched
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """How states (T, B, H) are laid out for somebody: a view of them, and the way back."""
+    """How states (T, B, H) are laid out for somebody: as a view, the states themselves, and the way back, as a view."""
 
     to: Callable[[Tensor], Tensor]
+    to_in_place: Callable[[Tensor], Tensor]
     back: Callable[[Tensor], Tensor]
 
 
@@ -46,7 +47,7 @@ class Settings:
         observe: Called in the backward pass with what `state_gradient` takes.
         xi: ξ_1 … ξ_T of B3; None: all are 1.
         window: How many steps each gradient from outside is followed back; None: all there are.
-        apart: How a copy of the states is laid out that is given away, to be written into; None: nothing is.
+        apart: How states are laid out that are given away, to be written into, apart from those kept; None: none are.
     """
 
     activation: Activation
@@ -102,22 +103,22 @@ def states_apart(
     W: Tensor,
     b: Tensor | None,
     b2: Tensor | None,
-    form: Form,
     settings: Settings,
     kept: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `states`, of one length: h, what is given away of it, and the last states, (1, B, H).
+    """As `states`, of one length: h, what is given away of it, and a copy of the last states, (1, B, H).
 
-    The second is a copy if h is kept, else a view, and the third a copy.
+    The second is a copy if h is kept, else h itself; no view.
     """
-    f = settings.activation
+    f, form = settings.activation, settings.apart
+    assert form is not None
     if kernels.is_whole(x, h0, U, W, b, b2, f):
         h, copy, last = native.forward_all(x, h0, U, W, b, b2, f, copy=form.to if kept else None, last=True)
     else:
         h = states(x, h0, U, W, b, b2, None, settings)
         copy, last = form.to(h).clone() if kept else None, h[-1:].clone()
     assert last is not None
-    return h, form.to(h) if copy is None else copy, last
+    return h, form.to_in_place(h) if copy is None else copy, last
 
 
 def input_part(x: Tensor, U: Tensor, b: Tensor | None) -> Tensor:
@@ -370,7 +371,7 @@ class Recurrence(Function):
     ) -> Tensor | tuple[Tensor, ...]:
         """States h (T, B, H); or, apart, h to be kept, a copy to be given away, and one of the last, (1, B, H)."""
         if settings.apart is not None:
-            return states_apart(x, h0, U, W, b, b2, settings.apart, settings, True)
+            return states_apart(x, h0, U, W, b, b2, settings, True)
         return states(x, h0, U, W, b, b2, ended, settings)
 
     @staticmethod

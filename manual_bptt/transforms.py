@@ -15,16 +15,24 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function, forward_ad
 from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
 from torch.overrides import has_torch_function
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 from torch.utils.flop_counter import _FlopCounterMode
 
 _BATCHED = torch._C._dispatch_key_parse("Batched")  # a gradient under autograd.grad(..., is_grads_batched=True)
 _TYPES = (Tensor, torch.nn.Parameter)
 _keys = torch._C._dispatch_keys
+
+
+def _keys_made(inference: bool) -> int:
+    with _disable_current_modes(), torch.inference_mode(inference):  # whoever imports this may be in any mode
+        keys: int = _keys(torch.empty(0, device="cpu")).raw_repr()
+    return keys
+
+
 _PLAIN = {  # what ordinary tensors of the CPU have, and those of inference_mode
-    _keys(torch.empty(0, device="cpu")).raw_repr(),
-    _keys(torch.inference_mode()(torch.empty)(0, device="cpu")).raw_repr(),
+    _keys_made(False),
+    _keys_made(True),
 }
 _PROXY = torch._C._TorchDispatchModeKey.PROXY  # make_fx, and torch.func.linearize by it
 
@@ -81,7 +89,6 @@ def is_looked_at() -> bool:
     return (
         is_transforming()
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_dispatch_mode(_PROXY) is not None
         or is_tracing()
         or has_forward_mode()
         or torch.compiler.is_compiling()

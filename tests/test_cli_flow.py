@@ -329,8 +329,8 @@ def files(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("absent.pt",), "No such file or directory: 'absent.pt'"),
-        ((".",), "Is a directory: '.'"),
+        (("absent.pt",), "expected absent.pt to be of use, got: No such file or directory"),
+        ((".",), "expected . to be of use, got: Is a directory"),
         (
             ("empty.pt",),
             "expected empty.pt to be what torch.save wrote of parameters, such as model.state_dict(), got something",
@@ -371,7 +371,7 @@ def files(folder: Path) -> None:
             ("rnn.pt", "--input", "short.txt"),
             "expected --input beside a MODEL to be FILE.npy, FILE.npz or FILE.pt, got",
         ),
-        (("rnn.pt", "--input", "absent.npy"), "No such file or directory: 'absent.npy'"),
+        (("rnn.pt", "--input", "absent.npy"), "expected absent.npy to be of use, got: No such file or directory"),
         (("rnn.pt", "--input", "text.npy"), "expected text.npy to be what numpy.save or savez wrote, got: "),
         (("rnn.pt", "--input", "wide.npy"), "expected (T, B, D) with D = 2 in wide.npy, got (5, 2, 7)"),
         (("rnn.pt", "--input", "damaged.npz"), "expected damaged.npz to be what numpy.save or savez wrote, got: "),
@@ -416,7 +416,7 @@ def files(folder: Path) -> None:
         (("--input", "ok.npy"), "expected a text, FILE.txt, as --input without a MODEL, got ok.npy"),
         (("--input", "latin.txt"), "expected latin.txt to be in UTF-8, got another byte in line 1"),
         (("--input", "short.txt"), "expected a text of more than 61 characters for T = 60, got 3"),
-        (("--output", "short.txt"), "File exists: 'short.txt'"),
+        (("--output", "short.txt"), "expected short.txt to be of use, got: File exists"),
         (("--output", "taken"), "to be a file, but it is a folder"),
         (("--json", "absent/report.json"), "to lie in a folder that exists"),
     ],

@@ -435,7 +435,10 @@ def test_data_that_has_changed_is_refused(own: Path, capsys: pytest.CaptureFixtu
         ),
         (("own.tsv", "--scheduler", "Nope()"), "expected a scheduler to be one of "),
         (("own.tsv", "--nonlinearity", "sigmoid", "--engine", "nn.RNN"), "sigmoid"),
-        (("own.tsv", "--tokens", "words", "--vectors", "absent.txt"), "No such file or directory: "),
+        (
+            ("own.tsv", "--tokens", "words", "--vectors", "absent.txt"),
+            "absent.txt to be of use, got: No such file or directory",
+        ),
         (("--resume", "nowhere"), "expected --resume FOLDER to hold a training, got nowhere without a checkpoint.pt"),
         (
             ("--resume", "done", "--epochs", 3),

@@ -539,6 +539,17 @@ def test_when_a_recurrence_is_computed_whole(monkeypatch: pytest.MonkeyPatch) ->
         assert not is_whole(1, 1, 10, 20)
 
 
+@pytest.mark.parametrize("mode", ["torch.inference_mode()", "FakeTensorMode()"])
+def test_the_package_may_be_imported_in_any_mode(mode: str) -> None:
+    program = (
+        "import torch\nfrom torch._subclasses.fake_tensor import FakeTensorMode\n"
+        f"with {mode}:\n    from manual_bptt import kernels\n"
+        "print(kernels.taken(10, 1, 10, 20, torch.float32, torch.device('cpu')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "whole"
+
+
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc to build with the sanitizers")
 def test_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
     source = ROOT / "manual_bptt" / "kernels" / "native.c"

@@ -275,6 +275,57 @@ def test_batched_upstream_gradients_are_those_one_by_one(kind, device):
         assert_all_close({k: v[0] for k, v in pairs.items()}, {k: v[1] for k, v in pairs.items()}, EXACT)
 
 
+@pytest.mark.parametrize("how", ["graph", "no_grad", "frozen"])
+@pytest.mark.parametrize("with_lengths", [False, True])
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"batch_first": True, "bidirectional": True}])
+def test_no_output_is_a_view(options, with_lengths, how):
+    """One could not be detached in place, nor changed in a graph if it was made without one; torch's is none."""
+    module = manual_bptt.RNN(3, 4, **options).requires_grad_(how != "frozen")
+    x = normal(seeded(1), 5, 6, 3).float()
+    sizes = [2] * (5 if options.get("batch_first") else 6)
+    with torch.set_grad_enabled(how != "no_grad"):
+        output, h_n = module(x, **({"lengths": sizes} if with_lengths else {}))
+    changed = output.clone()
+    assert not output._is_view()
+    assert output.untyped_storage().data_ptr() != h_n.untyped_storage().data_ptr()
+    output.mul_(torch.full((1,), 2.0, requires_grad=True))
+    assert torch.equal(output, 2 * changed)
+    output.detach_()
+
+
+LOSSES = {
+    "output": lambda output, h_n: output.square().sum(),
+    "h_n": lambda output, h_n: h_n.square().sum(),
+    "both": lambda output, h_n: output.square().sum() + h_n.pow(3).sum(),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"num_layers": 2}, {"bidirectional": True}])
+def test_hooks_on_results_see_what_they_see_of_torch(options, every, loss):
+    """A hook on the output or h_n is called if that has a gradient, with that alone, and what it returns flows on."""
+    seen, found = [], []
+    reference = nn.RNN(3, 4, dtype=torch.float64, **options)
+    own = manual_bptt.RNN(3, 4, dtype=torch.float64, checkpoint_every=every, **options)
+    own.load_state_dict(reference.state_dict())
+    x = normal(seeded(1), 5, 6, 3)
+    for module in (reference, own):
+        output, h_n = module(x)
+        grads = {}
+        for name, value in (("output", output), ("h_n", h_n)):
+            value.retain_grad()
+            value.register_hook(lambda g, name=name, grads=grads: grads.update({name: g.clone()}))
+            value.register_hook(lambda g: g.clamp(-0.1, 0.1))
+        LOSSES[loss](output, h_n).backward()
+        grads |= {f"kept {name}": value.grad for name, value in (("output", output), ("h_n", h_n))}
+        seen.append({name: value for name, value in grads.items() if value is not None})
+        found.append({name: value.grad for name, value in module.named_parameters()})
+    assert seen[0].keys() == seen[1].keys()
+    for name, value in (seen[0] | found[0]).items():
+        torch.testing.assert_close((seen[1] | found[1])[name], value, rtol=1e-11, atol=1e-13)
+
+
 # Results that are edited in place
 
 EDITS: dict[str, Callable[[Tensor, Tensor], Any]] = {

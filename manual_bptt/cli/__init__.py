@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and hasattr(options, "texts") and not any(each.startswith("-") for each in rest):
         options.texts += rest  # MODEL --top 1 TEXT: argparse takes texts next to MODEL alone
     elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        commands.choices[options.command].error(f"unrecognized arguments: {' '.join(rest)}")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an old terminal may have no ✓
     try:
@@ -54,6 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bptt {options.command}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (MissingPackageError, ValueError, OSError, RuntimeError) as error:
-        print(f"bptt {options.command}: {str(error).removeprefix(f'{options.command}: ')}", file=sys.stderr)
+        print(f"bptt {options.command}: {_said(error).removeprefix(f'{options.command}: ')}", file=sys.stderr)
         return UNUSABLE
     return status
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"expected {error.filename} to be of use, got: {error.strerror}"
+    return str(error)
