@@ -24,7 +24,7 @@ FORMS = {
     ),
 }
 
-# of full BPTT, by how a copy of the states is laid out, if any, and by f; making them takes its time
+# of full BPTT, by how states that are given away apart are laid out ("": none are) and by f; making them takes its time
 SETTINGS = {
     form: {name: Settings(activation, apart=FORMS.get(form)) for name, activation in ACTIVATIONS.items()}
     for form in (*FORMS, "")

@@ -1,8 +1,8 @@
 """The recurrence in C (native.c), for real numbers on CPUs: the same functions as eager.py, called by ctypes.
 
 `forward` and `backward` are the sequential steps alone; `forward_all` and `backward_all` a whole recurrence with its
-gradients, in one call each. The library is built with the package
-where there is a compiler; without one `library()` is None and eager.py runs.
+gradients, in one call each. The library is built with the package where there is a compiler; without one `library()` is
+None and eager.py runs.
 """
 
 import ctypes
