@@ -117,6 +117,7 @@ def states_apart(
     else:
         h = states(x, h0, U, W, b, b2, None, settings)
         copy, last = form.to(h).clone() if kept else None, h[-1:].clone()
+        h = h if kept else h.detach()  # torch's linear may have made a view; there is no graph
     assert last is not None
     return h, form.to_in_place(h) if copy is None else copy, last
 

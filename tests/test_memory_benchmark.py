@@ -15,6 +15,7 @@ import torch
 from benchmarks.memory import IMPLEMENTATIONS, kept, main, resident
 from benchmarks.problem import make_problem
 from benchmarks.sizes import Size
+from manual_bptt.kernels import native
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = Size(100, 3, 5, 7)
@@ -51,7 +52,8 @@ def test_one_implementation_in_a_process_of_its_own(capsys: pytest.CaptureFixtur
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     kept_states, peak = map(float, done.stdout.split())
     assert kept_states == pytest.approx(1.0)
-    assert 1.9 < peak < 3  # the states and their copy, and little else
+    # the states and their copy, and little else; without the kernel in C dL/da of all steps as well
+    assert 1.9 < peak < (3 if native.library() else 4.5)
     with pytest.raises(SystemExit):
         main(["--one", "RNN", "3"])
     assert "expected 5 arguments" in capsys.readouterr().err
