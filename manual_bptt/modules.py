@@ -147,7 +147,7 @@ class RNN(nn.RNNBase):
 
         Gradients: input, hx and all parameters, by B3-B8, to any order; forward mode by T1 T2.
         Memory kept until backward: for each layer and direction its input and its states, (T, B, H), or with
-        checkpoint_every every k-th of them; the output is a copy, so that it may be changed in place.
+        checkpoint_every every k-th of them. What is returned may be changed in place.
         Source: docs/derivation.md.
         """
         leaf = handover.leaf(self, input, hx, lengths)
