@@ -99,15 +99,18 @@ def run(
         truncation: As `rnn`.
         checkpoint_every: As `RNN`; under transforms of torch.func and in compiled programs every state is kept.
     """
-    compiling = torch.compiler.is_compiling()
-    if compiling and not is_transforming():
-        xi, window = (None, 0) if truncation is None else (truncation.weights(x.shape[0]), truncation.window or 0)
-        b = b if b is None or b2 is None else b + b2 * 1  # each bias has its gradient in memory of its own
-        return compiled_recurrence(x, h0, U, W, b, ended, settings.activation.name, xi, window)
-    if compiling or is_tracing():
-        if truncation is not None and not truncation.is_full:
-            raise RuntimeError(f"rnn: expected no truncation where torch differentiates by itself, got {truncation}")
-        return states(x, h0, U, W, b, b2, ended, settings)
+    seen = is_looked_at()
+    if seen:
+        compiling = torch.compiler.is_compiling()
+        if compiling and not is_transforming():
+            xi, window = (None, 0) if truncation is None else (truncation.weights(x.shape[0]), truncation.window or 0)
+            b = b if b is None or b2 is None else b + b2 * 1  # each bias has its gradient in memory of its own
+            return compiled_recurrence(x, h0, U, W, b, ended, settings.activation.name, xi, window)
+        if compiling or is_tracing():
+            if truncation is not None and not truncation.is_full:
+                message = f"rnn: expected no truncation where torch differentiates by itself, got {truncation}"
+                raise RuntimeError(message)
+            return states(x, h0, U, W, b, b2, ended, settings)
     has_graph = torch.is_grad_enabled() and (
         W.requires_grad
         or x.requires_grad
@@ -116,43 +119,39 @@ def run(
         or (b is not None and b.requires_grad)
         or (b2 is not None and b2.requires_grad)
     )
-    if has_graph or _watched(x, h0, U, W, b, b2):
-        settings = settings if truncation is None else truncated(settings, truncation, x)
-        if checkpoint_every and has_graph and not _watched(x, h0, U, W, b, b2):
-            k = steps_of_a_piece(checkpoint_every, settings.steps(x))
-            if k < settings.steps(x):
-                h = apply(Checkpointed, x, h0, U, W, b, b2, ended, replace(settings, apart=None), k)
-                return h if settings.apart is None else _given_away(h, settings.apart)
-        found = apply(Recurrence, x, h0, U, W, b, b2, ended, settings)
-        if settings.apart is None:
-            return found
-        h, given, last = found
-        return h, _with_own_node(given), _with_own_node(last)
-    # a Function costs as much as several small steps
-    if settings.apart is not None:
-        return states_apart(x, h0, U, W, b, b2, settings, False)
-    return states(x, h0, U, W, b, b2, ended, settings)
+    watching = seen and watched(*[each for each in (x, h0, U, W, b, b2) if each is not None])
+    if not (has_graph or watching):  # a Function costs as much as several small steps
+        if settings.apart is not None:
+            return states_apart(x, h0, U, W, b, b2, settings, False)
+        return states(x, h0, U, W, b, b2, ended, settings)
+    settings = settings if truncation is None else truncated(settings, truncation, x)
+    if checkpoint_every and not watching:
+        k = steps_of_a_piece(checkpoint_every, settings.steps(x))
+        if k < settings.steps(x):
+            h = apply(Checkpointed, x, h0, U, W, b, b2, ended, replace(settings, apart=None), k)
+            return h if settings.apart is None else _given_away(h, settings.apart, seen)
+    found = apply(Recurrence, x, h0, U, W, b, b2, ended, settings)
+    if settings.apart is None:
+        return found
+    h, given, last = found
+    return h, _with_own_node(given, seen), _with_own_node(last, seen)
 
 
-def _given_away(h: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor]:
+def _given_away(h: Tensor, form: Form, seen: bool) -> tuple[Tensor, Tensor, Tensor]:
     """As `states_apart`, of states with a graph that nobody keeps: the second may be the first itself."""
     last, view = h[-1:].clone(), form.to(h)
-    return h, _with_own_node(h) if view is h else view.clone(), last
+    return h, _with_own_node(h, seen) if view is h else view.clone(), last
 
 
-def _with_own_node(value: Tensor) -> Tensor:
+def _with_own_node(value: Tensor, seen: bool) -> Tensor:
     """The tensor itself, as a result of its own: a hook on it sees its own gradient, and is called if there is one.
 
     Hooks on one of several results of a Function are called, with None, where another of them has a gradient.
     """
-    if not value.requires_grad or is_transforming():
+    if seen and (is_transforming() or not value.requires_grad):
         return value
-    is_ordinary = type(value) is Tensor and not value._is_view() and not is_looked_at()
+    is_ordinary = type(value) is Tensor and not (seen or value._is_view())
     return value.transpose_(0, 0) if is_ordinary else value.clone()  # the first costs no copy
-
-
-def _watched(*inputs: Tensor | None) -> bool:
-    return watched(*[each for each in inputs if each is not None])
 
 
 def truncated(settings: Settings, truncation: Truncation, x: Tensor) -> Settings:

@@ -3,7 +3,7 @@
 PyTorch has no public question for some of these; every private name that the package uses stands here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,27 +13,19 @@ from torch._C._functorch import unwrap_if_dead
 from torch._functorch.autograd_function import WrappedCtx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function, forward_ad
+from torch.nn import Parameter
 from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
 from torch.overrides import has_torch_function
-from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 from torch.utils.flop_counter import _FlopCounterMode
 
 _BATCHED = torch._C._dispatch_key_parse("Batched")  # a gradient under autograd.grad(..., is_grads_batched=True)
-_TYPES = (Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((Tensor, Parameter, type(None)))
 _keys = torch._C._dispatch_keys
-
-
-def _keys_made(inference: bool) -> int:
-    with _disable_current_modes(), torch.inference_mode(inference):  # whoever imports this may be in any mode
-        keys: int = _keys(torch.empty(0, device="cpu")).raw_repr()
-    return keys
-
-
-_PLAIN = {  # what ordinary tensors of the CPU have, and those of inference_mode
-    _keys_made(False),
-    _keys_made(True),
-}
+_transforms_active = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_tracing_state = torch._C._get_tracing_state
 _PROXY = torch._C._TorchDispatchModeKey.PROXY  # make_fx, and torch.func.linearize by it
 
 
@@ -47,7 +39,7 @@ def watched(first: Tensor, *others: Tensor) -> bool:
     return (
         is_transforming()
         or torch._C._get_dispatch_mode(_PROXY) is not None
-        or (torch._C._len_torch_dispatch_stack() > 0 and any(map(_reads, _get_current_dispatch_mode_stack())))
+        or (_dispatch_modes() > 0 and any(map(_reads, _get_current_dispatch_mode_stack())))
         or is_tracing()
         or _keys(first).has(_BATCHED)
         or (forward_ad._current_level >= 0 and any(map(_has_tangent, (first, *others))))
@@ -56,7 +48,7 @@ def watched(first: Tensor, *others: Tensor) -> bool:
 
 def is_transforming() -> bool:
     """Whether a transform of torch.func looks on."""
-    return torch._C._are_functorch_transforms_active()
+    return _transforms_active()
 
 
 def outside() -> Any:
@@ -76,7 +68,7 @@ def is_recording() -> bool:
 
 def is_tracing() -> bool:
     """Whether torch.jit.trace looks on."""
-    return torch._C._get_tracing_state() is not None
+    return _tracing_state() is not None
 
 
 def is_mapped(ctx: object) -> bool:
@@ -86,12 +78,12 @@ def is_mapped(ctx: object) -> bool:
 
 def is_looked_at() -> bool:
     """Whether a transform, dispatch mode, tracer, forward mode or Dynamo looks on: then there must be operators."""
-    return (
-        is_transforming()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or is_tracing()
-        or has_forward_mode()
-        or torch.compiler.is_compiling()
+    return bool(
+        torch.compiler.is_compiling()
+        or _transforms_active()
+        or _dispatch_modes() > 0
+        or _tracing_state() is not None
+        or forward_ad._current_level >= 0
     )
 
 
@@ -105,16 +97,21 @@ def has_autocast() -> bool:
     return bool(torch._C._is_any_autocast_enabled())
 
 
-def are_numbers_in_memory(dtype: torch.dtype, values: Iterable[Tensor | None]) -> bool:
-    """Whether tensors are nothing but their numbers in the memory of the CPU, of one dtype.
+def are_numbers_in_memory(dtype: torch.dtype, values: Sequence[Tensor | None]) -> bool:
+    """Whether tensors are nothing but their numbers in the memory of the CPU, of one dtype, and at least one number.
 
     No subclass, not sparse, not negated lazily, of no transform. None is nothing.
     """
-    for value in values:
-        if value is not None and (
-            type(value) not in _TYPES or value.dtype is not dtype or _keys(value).raw_repr() not in _PLAIN
-        ):
-            return False
+    if not _PLAIN.issuperset(map(type, values)):
+        return False
+    try:
+        for value in values:
+            if value is not None and (
+                value.dtype is not dtype or not value.is_cpu or value.is_neg() or value.data_ptr() == 0
+            ):
+                return False
+    except RuntimeError:  # torch's answer where there is no memory: of a sparse tensor, or one of a transform
+        return False
     return True
 
 
@@ -139,7 +136,7 @@ def apply(function: type[Function], *args: Any) -> Any:
     """
     if is_transforming():
         return function.apply(*args)  # type: ignore[no-untyped-call]
-    living = [unwrap_if_dead(each) if isinstance(each, Tensor) else each for each in args]
+    living = [unwrap_if_dead(each) if type(each) is Tensor else each for each in args]  # no wrapper is a Parameter
     plain: Any = super(Function, function)
     return plain.apply(*living)
 

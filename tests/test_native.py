@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ import numpy as np
 import pytest
 import torch
 from problems import normal, seeded
-from torch import Tensor
+from torch import Tensor, _vmap_internals
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from manual_bptt import RNN, kernels, rnn
 from manual_bptt.activations import ACTIVATIONS
@@ -463,24 +465,47 @@ def test_a_hook_that_cuts_what_is_kept_is_refused_by_torch() -> None:
         output.sum().backward()
 
 
+class Tagged(Tensor):
+    """A subclass that is nothing but its numbers, but wants to be asked about functions."""
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_only_numbers_in_memory_come_to_c() -> None:
     plain = torch.randn(3, 3)
-    assert native.plain(plain, torch.nn.Parameter(plain))
+    assert native.plain((plain, torch.nn.Parameter(plain), None, plain.t(), plain.detach().requires_grad_()))
     with torch.inference_mode():
-        assert native.plain(torch.randn(3, 3))
-    others = [
-        plain.to_sparse(),
-        plain.to_mkldnn(),
-        torch._efficientzerotensor((3, 3)),
-        torch.randn(3, 3, dtype=torch.complex64).conj().imag,  # negated lazily
-        plain.to(torch.bfloat16),
-        plain.double(),
-        plain.to("meta"),
-    ]
-    assert not any(native.plain(plain, other) for other in others)
-    left = []
-    torch.func.vmap(lambda row: left.append(row) or row)(plain)  # a wrapper that outlives its transform
-    assert not native.plain(left[0])
+        assert native.plain((torch.randn(3, 3),))
+    freed = torch.randn(3, 3)
+    freed.untyped_storage().resize_(0)
+    with FakeTensorMode():
+        fake = torch.empty(3, 3)
+    others = {
+        "sparse": plain.to_sparse(),
+        "sparse, by rows": plain.to_sparse_csr(),
+        "of oneDNN": plain.to_mkldnn(),
+        "zero without memory": torch._efficientzerotensor((3, 3)),
+        "negated lazily": torch.randn(3, 3, dtype=torch.complex64).conj().imag,
+        "of another dtype": plain.double(),
+        "meta": plain.to("meta"),
+        "fake": fake,
+        "functional": torch._to_functional_tensor(plain),
+        "without numbers": plain[:0],
+        "with memory taken away": freed,
+        "a subclass": plain.as_subclass(Tagged),
+        "a wrapper that outlives its transform": left_by(torch.func.vmap),
+        "one of another transform": left_by(torch.func.grad),
+        "one of batched gradients": left_by(_vmap_internals._vmap),
+    }
+    assert not [name for name, other in others.items() if native.plain((plain, other))]
+    assert not native.plain((plain.to(torch.bfloat16),))
+    assert not native.plain((plain.to(torch.complex64),))
+
+
+def left_by(transform: Callable[..., Any]) -> Tensor:
+    """What a function that is transformed has seen."""
+    left: list[Tensor] = []
+    transform(lambda row: left.append(row) or row.sum())(torch.randn(3, 3))
+    return left[0]
 
 
 def test_a_bias_gradient_of_a_million_steps_is_summed_without_losing_any() -> None:

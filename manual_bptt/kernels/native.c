@@ -327,18 +327,33 @@ TARGET static void NAME(apply)(int64_t f, int64_t n, REAL *values) {
     for (int64_t i = 0; i < n; i += LANES) NAME(store)(values + i, NAME(activation)(f, NAME(load)(values + i, n - i)), n - i);
 }
 
+/* A panel of the transpose of some rows, at most LANES, K numbers each; 0 in place of those that are not there. Compilers
+   turn the copies of a whole square into shuffles of vectors. */
+INLINE void NAME(transpose)(int64_t K, int64_t n, const REAL *rows, REAL *panel) {
+    for (int64_t k = 0; k < K; k += LANES, panel += LANES * LANES) {
+        REAL square[LANES][LANES];
+        int64_t wide = K - k < LANES ? K - k : LANES;
+        memset(square, 0, sizeof square);
+        for (int64_t i = 0; i < n; i++) {
+            if (wide == LANES) memcpy(square[i], rows + i * K + k, sizeof square[i]);
+            else memcpy(square[i], rows + i * K + k, (size_t)wide * sizeof(REAL));
+        }
+        if (wide == LANES)
+            for (int i = 0; i < LANES; i++)
+                for (int j = 0; j < LANES; j++) panel[i * LANES + j] = square[j][i];
+        else
+            for (int i = 0; i < wide; i++)
+                for (int j = 0; j < LANES; j++) panel[i * LANES + j] = square[j][i];
+    }
+}
+
 /* Panels of LANES columns of a matrix (K, C), or of the transpose of one (C, K), each in the order of k; 0 beyond C. */
 TARGET static void NAME(pack)(int64_t K, int64_t C, const REAL *matrix, int transposed, REAL *panels) {
     for (int64_t first = 0; first < C; first += LANES, panels += K * LANES) {
         int64_t n = C - first < LANES ? C - first : LANES;
-        if (n < LANES) memset(panels, 0, (size_t)(K * LANES) * sizeof(REAL));
-        if (!transposed)
-            for (int64_t k = 0; k < K; k++) memcpy(panels + k * LANES, matrix + k * C + first, (size_t)n * sizeof(REAL));
+        if (transposed) NAME(transpose)(K, n, matrix + first * K, panels);
         else
-            for (int64_t from = 0; from < K; from += 16) /* few enough lines of each row to stay in the cache */
-                for (int64_t lane = 0; lane < n; lane++)
-                    for (int64_t k = from; k < from + 16 && k < K; k++)
-                        panels[k * LANES + lane] = matrix[(first + lane) * K + k];
+            for (int64_t k = 0; k < K; k++) NAME(store)(panels + k * LANES, NAME(load)(matrix + k * C + first, n), LANES);
     }
 }
 
@@ -408,14 +423,15 @@ INLINE void NAME(plain_block)(int rows, int wide, int64_t C, int64_t left, const
 }
 
 /* All C columns of up to 6 rows, K numbers each: the fewer rows, the more panels at once, so that there are sums enough to
-   hide latency. */
+   hide latency; where fewer panels are left, as many as there is a block for. */
 #define COLUMNS(block, rows, most, C, K, before, packed, ...)                                                        \
-    for (int64_t c = 0; c < (C);) {                                                                                  \
-        int64_t left = (C) - c, wide = left >= LANES * (most) ? (most) : 1;                                          \
+    for (int64_t c = 0, wide; c < (C); c += wide * LANES) {                                                          \
+        int64_t left = (C) - c;                                                                                      \
         const REAL *panel = (packed) + c * (K);                                                                      \
-        if (wide == (most)) block(rows, most, C, left, before, panel, __VA_ARGS__);                                  \
-        else block(rows, 1, C, left, before, panel, __VA_ARGS__);                                                    \
-        c += wide * LANES;                                                                                           \
+        if (left >= LANES * (most)) block(rows, wide = (most), C, left, before, panel, __VA_ARGS__);                 \
+        else if ((most) > 4 && left >= LANES * 4) block(rows, wide = 4, C, left, before, panel, __VA_ARGS__);        \
+        else if ((most) > 2 && left >= LANES * 2) block(rows, wide = 2, C, left, before, panel, __VA_ARGS__);        \
+        else block(rows, wide = 1, C, left, before, panel, __VA_ARGS__);                                             \
     }
 #define BLOCKS(block, ...)                                                                                           \
     switch (rows) {                                                                                                  \
@@ -427,6 +443,12 @@ INLINE void NAME(plain_block)(int rows, int wide, int64_t C, int64_t left, const
         default: COLUMNS(block, 6, 2, __VA_ARGS__) break;                                                            \
     }
 
+/* How many of n rows are taken next, at most 6, so that the blocks are about alike. */
+INLINE int64_t NAME(next)(int64_t n) {
+    int64_t blocks = (n + 5) / 6;
+    return (n + blocks - 1) / blocks;
+}
+
 TARGET static void NAME(forward)(void *given, int64_t part, int64_t parts) {
     const Work *work = given;
     int64_t H = work->H, D = work->D, f = work->f, from = work->B * part / parts, to = work->B * (part + 1) / parts;
@@ -436,7 +458,7 @@ TARGET static void NAME(forward)(void *given, int64_t part, int64_t parts) {
         const REAL *earlier = t ? (const REAL *)work->h + START(work, t - 1) * H : (const REAL *)work->h0;
         int64_t end = to < running ? to : running;
         for (int64_t b = from; b < end;) {
-            int64_t rows = end - b < 6 ? end - b : 6;
+            int64_t rows = NAME(next)(end - b);
             const REAL *before = earlier + b * H;
             REAL *a = (REAL *)work->h + (here + b) * H, *copy = work->copy ? (REAL *)work->copy + (here + b) * H : NULL;
             const REAL *x = work->x ? (const REAL *)work->x + (here + b) * D : NULL;
@@ -459,7 +481,7 @@ TARGET static void NAME(backward)(void *given, int64_t part, int64_t parts) {
         if (xi == (REAL)0) going_on = 0;
         int64_t end = to < running ? to : running;
         for (int64_t b = from; b < end;) {
-            int64_t until = b < going_on && going_on < end ? going_on : end, rows = until - b < 6 ? until - b : 6;
+            int64_t until = b < going_on && going_on < end ? going_on : end, rows = NAME(next)(until - b);
             REAL *da = (REAL *)work->da + (here + b) * H;
             const REAL *before = b < going_on ? later + b * H : NULL;
             const REAL *h = (const REAL *)work->h + (here + b) * H;
@@ -477,7 +499,7 @@ TARGET static void NAME(backward)(void *given, int64_t part, int64_t parts) {
 TARGET static void NAME(multiply)(int64_t N, int64_t K, int64_t C, const REAL *left, int64_t row, int64_t step,
                                   const REAL *panels, const REAL *bias, int add, REAL *to) {
     for (int64_t n = 0; n < N;) {
-        int64_t rows = N - n < 6 ? N - n : 6;
+        int64_t rows = NAME(next)(N - n);
         const REAL *from = left + n * row;
         BLOCKS(NAME(plain_block), C, K, from, panels, K, row, step, bias ? bias + c : NULL, add, to + n * C + c)
         n += rows;

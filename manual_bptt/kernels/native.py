@@ -96,10 +96,13 @@ def state() -> str:
     return f"built, with {INSTRUCTIONS[instructions()]}{'' if team() else ', one thread'}"
 
 
-def plain(first: Tensor, *others: Tensor | None) -> bool:
-    """Whether tensors can be handed to C: real, of one dtype, numbers in memory and nothing else. None is nothing."""
-    dtype = first.dtype
-    return dtype in DTYPES and library() is not None and are_numbers_in_memory(dtype, (first, *others))
+def plain(values: tuple[Tensor | None, ...]) -> bool:
+    """Whether tensors can be handed to C: real, of one dtype, numbers in memory and nothing else. None is nothing.
+
+    The first one is a tensor.
+    """
+    dtype = values[0].dtype  # type: ignore[union-attr]
+    return dtype in DTYPES and library() is not None and are_numbers_in_memory(dtype, values)
 
 
 def takes(
@@ -126,7 +129,7 @@ def takes(
         and W.shape == (H, H)
         and beside.shape == ((B, H) if forward else steps.shape)
         and (sizes is None or (sum(sizes) == steps.shape[0] and _is_falling(sizes)))
-        and plain(steps, beside, W)
+        and plain((steps, beside, W))
     )
 
 
@@ -151,15 +154,15 @@ def takes_all(
     """
     if activation.name not in CODES or x.dim() not in (2, 3) or U.dim() != 2:
         return False
-    (H, D), (*_, B, features) = U.shape, x.shape
+    H, D = U.shape
+    B, features = x.shape[-2:]
     return (
         features == D
-        and x.numel() > 0
         and W.shape == (H, H)
         and h0.shape == (B, H)
         and (b is None or b.shape == (H,))
         and (b2 is None or b2.shape == (H,))
-        and plain(x, h0, U, W, b, b2)
+        and plain((x, h0, U, W, b, b2))
     )
 
 
@@ -178,17 +181,18 @@ def takes_all_back(
 
     What was kept may have been replaced by somebody's hooks.
     """
-    if activation.name not in CODES or h.dim() not in (2, 3) or h.numel() == 0:
+    if activation.name not in CODES or h.dim() not in (2, 3):
         return False
-    *steps, B, H = h.shape
+    shape = h.shape
+    B, H = shape[-2:]
     return (
         W.shape == (H, H)
-        and (dh is None or dh.shape == h.shape)
+        and (dh is None or dh.shape == shape)
         and (dlast is None or dlast.shape == (1, B, H))
-        and (x is None or x.shape == (*steps, B, D))
+        and (x is None or x.shape == (*shape[:-1], D))
         and (h0 is None or h0.shape == (B, H))
         and (U is None or U.shape == (H, D))
-        and plain(h, dh, dlast, x, h0, U, W)
+        and plain((h, dh, dlast, x, h0, U, W))
     )
 
 
@@ -279,11 +283,12 @@ def forward_all(
     view of h that the copy looks like.
     """
     found: Any = library()
-    T, B, D = x.shape if x.dim() == 3 else (1, *x.shape)
+    *steps, B, D = x.shape
+    T = steps[0] if steps else 1
     H = W.shape[0]
     x, h0, U, W = x.contiguous(), h0.contiguous(), U.contiguous(), W.contiguous()
     b, b2 = b if b is None else b.contiguous(), b2 if b2 is None else b2.contiguous()
-    h = x.new_empty(*x.shape[:-1], H)
+    h = x.new_empty(*steps, B, H)
     copied = None if copy is None else torch.empty_like(copy(h))
     ending = x.new_empty(1, B, H) if last else None
     failed = found.manual_bptt_forward_all(
@@ -340,11 +345,12 @@ def backward_all(
         needed: Which of the six are.
     """
     found: Any = library()
-    T, B, H = h.shape if h.dim() == 3 else (1, *h.shape)
+    *steps, B, H = h.shape
+    T = steps[0] if steps else 1
     need_dx, need_dh0, need_dU, need_dW, need_db, need_db2 = needed
     given = [each if each is None else each.contiguous() for each in (dh, dlast, h, x, h0, U, W)]
     made = (
-        h.new_empty(*h.shape[:-1], D) if need_dx else None,
+        h.new_empty(*steps, B, D) if need_dx else None,
         h.new_empty(B, H) if need_dh0 else None,
         h.new_empty(H, D) if need_dU else None,
         h.new_empty(H, H) if need_dW else None,
