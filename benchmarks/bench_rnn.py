@@ -22,6 +22,9 @@ by neighbours: above 1 is faster than nn.RNN. nn.RNN itself is measured in this 
 itself: what that ratio misses 1 by is the machine's noise.
 
 The timer waits for the accelerator before it reads the clock. On CUDA, TF32 is off for all.
+
+Where one thread computes the process has one core, and so on (benchmarks/cores.py; on Linux): JAX starts threads of its
+own, which no setting keeps from a second core.
 """
 
 import os
@@ -37,6 +40,7 @@ from torch import Tensor
 from torch.utils.benchmark import timer
 
 from benchmarks import gate
+from benchmarks.cores import on_cores
 from benchmarks.implementations import IMPLEMENTATIONS, PEER, Body, Implementation
 from benchmarks.problem import Problem, make_problem
 from benchmarks.sizes import SIZES, Size
@@ -93,12 +97,13 @@ def places() -> list[tuple[str, int]]:
 
 @contextmanager
 def settings(threads: int) -> Iterator[None]:
-    """Compute on some CPU threads and in full float32; put back what was set before."""
+    """Compute on some CPU threads, each with a core, and in full float32; put back what was set before."""
     before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
     torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False
     try:
-        yield
+        with on_cores(threads):
+            yield
     finally:
         torch.set_num_threads(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]

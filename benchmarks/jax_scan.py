@@ -1,4 +1,4 @@
-"""The same recurrence in JAX: one compiled program for the states, one for states and gradients; one thread."""
+"""The same recurrence in JAX: one compiled program for the states, one for states and gradients."""
 
 import os
 from collections.abc import Callable
@@ -9,12 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.cores import on_cores
 from benchmarks.problem import Problem
 
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-jax: Any = import_module("jax")  # it is not among what the project needs, nor are its types
-jnp: Any = import_module("jax.numpy")
+with on_cores(None):  # it starts as many threads as there are cores now, and keeps them
+    jax: Any = import_module("jax")  # it is not among what the project needs, nor are its types
+    jnp: Any = import_module("jax.numpy")
+    jax.devices()
 
 
 def states(parameters: tuple[Any, Any, Any], x: Any, h0: Any) -> Any:

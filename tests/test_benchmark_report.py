@@ -1,11 +1,13 @@
 """The benchmarks' report, gate and ratio.
 
 Would catch: a wrong number, a partial file or a vague error out of the report; a gate that lets a gradient pass that
-is 0.1 % wrong; a ratio to nn.RNN that is not taken round by round.
+is 0.1 % wrong; a ratio to nn.RNN that is not taken round by round; a second core where one thread is measured.
 """
 
 import json
+import os
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 import torch
 
 from benchmarks import bench_rnn, gate, report
+from benchmarks.cores import ALL, CAN_CHOOSE, on_cores
 from benchmarks.implementations import IMPLEMENTATIONS, PEER, Entry, Functional, unrolled
 from benchmarks.problem import Problem, make_problem
 from benchmarks.results import BadInputError, parse
@@ -153,6 +156,24 @@ def test_settings_are_put_back_after_a_failure() -> None:
     with pytest.raises(KeyError):
         fail()
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(not CAN_CHOOSE, reason="this system does not let a process choose its cores")
+def test_every_thread_has_as_many_cores_as_threads_compute() -> None:
+    everywhere, waiting = os.sched_getaffinity(0), threading.Event()
+    other = threading.Thread(target=waiting.wait)
+    other.start()
+    assert other.native_id is not None
+    try:
+        with bench_rnn.settings(1):
+            assert [len(os.sched_getaffinity(thread)) for thread in (0, other.native_id)] == [1, 1]
+            with on_cores(None):
+                assert os.sched_getaffinity(other.native_id) == ALL
+            assert len(os.sched_getaffinity(0)) == 1
+        assert [os.sched_getaffinity(thread) for thread in (0, other.native_id)] == [everywhere] * 2
+    finally:
+        waiting.set()
+        other.join()
 
 
 # The report
