@@ -45,6 +45,7 @@ from benchmarks.implementations import IMPLEMENTATIONS, PEER, Body, Implementati
 from benchmarks.problem import Problem, make_problem
 from benchmarks.sizes import SIZES, Size
 from manual_bptt import kernels
+from manual_bptt.kernels import native
 
 WARM_UP_SECONDS = 0.05
 BUDGET_SECONDS = 1.0
@@ -166,6 +167,7 @@ def test_rnn(benchmark: Benchmark, size: Size, device: str, threads: int, task: 
             worst_error_vs_float64=max(error.values()),
             product_rate=product_rate(device, threads),
             kernel=kernels.taken(*size, torch.float32, torch.device(device)),  # if none is chosen by hand
+            kernel_in_c=native.state(),
         )
         time_beside_peer(benchmark, TASKS[task], name, problem_of(size).to(device))
 

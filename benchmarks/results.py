@@ -88,6 +88,7 @@ def facts(document: object, benchmarks: list[dict[str, object]]) -> dict[str, st
         "Python": machine("python_version"),
         "torch": each("torch"),
         "dtype": each("dtype"),
+        "Kernel": f"{each('kernel')}; the one in C is {each('kernel_in_c')}",
     }
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_rnn, gate, report
+import manual_bptt
+from benchmarks import bench_rnn, gate, report, uses
 from benchmarks.cores import ALL, CAN_CHOOSE, on_cores
 from benchmarks.implementations import IMPLEMENTATIONS, PEER, Entry, Functional, unrolled
 from benchmarks.problem import Problem, make_problem
@@ -176,6 +177,26 @@ def test_every_thread_has_as_many_cores_as_threads_compute() -> None:
         other.join()
 
 
+def test_every_other_use_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert uses.main(["--rounds", "1"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == [f"| {use.name}" for use in uses.USES for _ in use.sizes]
+    assert all(float(cell.rstrip(" |")) > 0 for row in rows for cell in row[2:])
+
+
+@pytest.mark.parametrize("use", uses.USES, ids=lambda use: use.name)
+def test_both_sides_of_another_use_compute_the_same(use: uses.Use, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        uses, "training_step", lambda module, forward, x: seen.append(module) or (lambda: forward(module, x))
+    )
+    steps, passes = uses.bodies(use, Size(3, 2, 4, 5))
+    rtol = 4 * torch.finfo(use.dtype).eps ** 0.5 if use.dtype == torch.bfloat16 else None
+    for theirs, own in (steps, passes):
+        torch.testing.assert_close(own(), theirs(), rtol=rtol, atol=rtol)
+    assert [type(each) for each in seen] in ([torch.nn.RNN, manual_bptt.RNN], [torch.nn.RNNCell, manual_bptt.RNNCell])
+
+
 # The report
 
 
@@ -196,6 +217,8 @@ def entry(size: Size, implementation: str, task: str, threads: int, speed: float
             "worst_error_vs_float64": 4.2e-7,
             "product_rate": 2e6,
             "calls": 2,
+            "kernel": "whole" if size.H < 1024 else "eager",
+            "kernel_in_c": "built, with AVX2",
         },
         "stats": {"min": 0.00246912, "median": 0.0469134, "iqr": 0.000691356},  # of two calls
     }
@@ -246,6 +269,7 @@ def test_report(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "- Date: 2026-01-02 03:04 UTC",
         "- Python: 3.12.1",
         "- torch: 2.13.0",
+        "- Kernel: whole, eager; the one in C is built, with AVX2",
         "| T, B, D, H | forward, 1 thread | forward, 2 threads | training step, 1 thread | training step, 2 threads |",
         "| 10, 1, 10, 20 | 1.23 | 2.35 | 3.46 | 0.57 |",
         "| 100, 64, 256, 1024 | – | – | 12.30 | – |",
