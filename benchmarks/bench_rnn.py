@@ -24,10 +24,9 @@ itself: what that ratio misses 1 by is the machine's noise.
 The timer waits for the accelerator before it reads the clock. On CUDA, TF32 is off for all.
 
 Where one thread computes the process has one core, and so on (benchmarks/cores.py; on Linux): JAX starts threads of its
-own, which no setting keeps from a second core.
+own, which no setting keeps from a second core, and is started anew for each number of cores.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -40,7 +39,7 @@ from torch import Tensor
 from torch.utils.benchmark import timer
 
 from benchmarks import gate
-from benchmarks.cores import on_cores
+from benchmarks.cores import allowed, on_cores
 from benchmarks.implementations import IMPLEMENTATIONS, PEER, Body, Implementation
 from benchmarks.problem import Problem, make_problem
 from benchmarks.sizes import SIZES, Size
@@ -92,7 +91,7 @@ TASKS: dict[str, Callable[[Implementation, Tensor], Body]] = {
 
 def places() -> list[tuple[str, int]]:
     """Return every (device, CPU threads) to measure at; a CUDA device is fed by one thread."""
-    cpu = [("cpu", threads) for threads in sorted({min(n, os.cpu_count() or 1) for n in (1, 2)})]
+    cpu = [("cpu", threads) for threads in sorted({min(n, len(allowed())) for n in (1, 2)})]
     return cpu + [("cuda", 1)] * torch.cuda.is_available()
 
 

@@ -1,5 +1,6 @@
 """The table of implementations that are compared, all holding the same numbers; their timing is elsewhere."""
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import manual_bptt
+from benchmarks.cores import CAN_CHOOSE
 from benchmarks.problem import Problem
 from benchmarks.sizes import Size
 from manual_bptt import kernels
@@ -234,7 +236,9 @@ def _without_compiler(size: Size, device: str, threads: int, timed: bool) -> str
 def _without_jax(size: Size, device: str, threads: int, timed: bool) -> str:
     if find_spec("jax") is None:
         return "JAX is not installed: pip install 'manual-bptt[peers]'"
-    return "" if device == "cpu" else "JAX is started for CPUs"
+    if device != "cpu":
+        return "JAX is started for CPUs"
+    return "" if CAN_CHOOSE or threads == os.cpu_count() else "JAX takes all cores where a process cannot choose them"
 
 
 _module = partial(Module, manual_bptt.RNN)

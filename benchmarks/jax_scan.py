@@ -9,15 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.cores import on_cores
+from benchmarks.cores import allowed
 from benchmarks.problem import Problem
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-with on_cores(None):  # it starts as many threads as there are cores now, and keeps them
-    jax: Any = import_module("jax")  # it is not among what the project needs, nor are its types
-    jnp: Any = import_module("jax.numpy")
-    jax.devices()
+jax: Any = import_module("jax")  # it is not among what the project needs, nor are its types
+jnp: Any = import_module("jax.numpy")
+backend: Any = import_module("jax.extend.backend")
+_cores: list[int] = []  # on which JAX was started
+
+
+def start() -> None:
+    """Start JAX on the cores that there are now: it makes as many threads, which would stand in each other's way."""
+    if _cores != allowed():
+        backend.clear_backends()
+        jax.devices()
+        _cores[:] = allowed()
 
 
 def states(parameters: tuple[Any, Any, Any], x: Any, h0: Any) -> Any:
@@ -41,6 +49,7 @@ class Scan:
     """An implementation, as benchmarks/implementations.py says."""
 
     def __init__(self, problem: Problem):
+        start()
         self.x, self.h0 = jnp.asarray(problem.x.numpy()), jnp.asarray(problem.h0.numpy())
         self.parameters = tuple(jnp.asarray(each.numpy()) for each in (problem.U, problem.W, problem.b))
         self._forward, self._both = jax.jit(states), jax.jit(states_and_gradients)

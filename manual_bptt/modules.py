@@ -6,7 +6,7 @@ No mathematics: that is recurrence.py's. How the sequences of a batch lie in mem
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +27,6 @@ from manual_bptt.truncation import check as check_truncation
 
 _run_by_torch: Any = nn.RNN.forward
 _MODES = {f"RNN_{name.upper()}": activation for name, activation in ACTIVATIONS.items()}
-_OF_A_CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 OF_TORCH = ("tanh", "relu")  # what torch.nn.RNN and torch.nn.RNNCell know
 
 
@@ -335,31 +334,31 @@ class RNNCell(nn.RNNCell):
         leaf = handover.leaf(self, input, hx)
         if leaf is not None:
             return leaf  # type: ignore[no-any-return]
-        own = self._parameters  # where attributes are looked for last
-        U, W, b, b2 = (own[name] if name in own else getattr(self, name) for name in _OF_A_CELL)
-        weights = [each for each in (U, W, b, b2) if each is not None]
-        if handover.wanted(weights) and self.nonlinearity in OF_TORCH:
+        weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        present = [each for each in weights if each is not None]
+        if handover.wanted(present) and self.nonlinearity in OF_TORCH:
             return super().forward(input, hx)
-        x, h0 = self._checked(input, hx, weights[0])
+        x, h0 = self._checked(input, hx, present[0])
         dtype = autocast_dtype(x.device)
         if dtype is None:
-            h = self._step(x, h0, weights)
+            h = self._step(x, h0, *weights)
         else:
             with torch.autocast(x.device.type, enabled=False):
-                x, *weights = [cast(value, dtype) for value in (x, *weights)]
-                h = self._step(x, None if h0 is None else cast(h0, dtype), weights)
+                x, h0, *cast_weights = (each if each is None else cast(each, dtype) for each in (x, h0, *weights))
+                h = self._step(x, h0, *cast_weights)
         return h if input.dim() == 2 else h.squeeze(0)
 
-    def _step(self, x: Tensor, h0: Tensor | None, weights: Sequence[Tensor]) -> Tensor:
+    def _step(self, x: Tensor, h0: Tensor | None, U: Tensor, W: Tensor, b: Tensor | None, b2: Tensor | None) -> Tensor:
         """The state after, (B, H)."""
-        U, W, *biases = weights
-        b, b2 = biases or (None, None)
         if h0 is None:
             h0 = torch.zeros(x.shape[0], self.hidden_size, dtype=x.dtype, device=x.device)
+        if b is None:
+            b, b2 = b2, None
+        activation = ACTIVATIONS[self.nonlinearity]
         if torch.compiler.is_compiling():
-            h: Tensor = run(x.unsqueeze(0), h0, U, W, b, b2, SETTINGS[""][self.nonlinearity]).squeeze(0)
-        else:
-            h = run(x, h0, U, W, b, b2, _of_one_step(self.nonlinearity, x.shape[0]))
+            h: Tensor = run(x.unsqueeze(0), h0, U, W, b, b2, Settings(activation)).squeeze(0)
+        else:  # rows of one step: no view of anything
+            h = run(x, h0, U, W, b, b2, Settings(activation, sizes=(x.shape[0],)))
         return h
 
     def _checked(self, input: Any, hx: Any, weight: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -383,12 +382,6 @@ class RNNCell(nn.RNNCell):
             raise RuntimeError(f"hidden0 has inconsistent hidden_size: got {h0.shape[1]}, expected {self.hidden_size}")
         _check_alike("hidden", hx, weight)
         return x, h0
-
-
-@lru_cache
-def _of_one_step(nonlinearity: str, B: int) -> Settings:
-    """Settings by which x are rows of one step: the states are then no view of anything."""
-    return Settings(ACTIVATIONS[nonlinearity], sizes=(B,))
 
 
 def _as_it_is(steps: Tensor) -> Tensor:

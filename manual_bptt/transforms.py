@@ -21,8 +21,10 @@ from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispat
 from torch.utils.flop_counter import _FlopCounterMode
 
 _BATCHED = torch._C._dispatch_key_parse("Batched")  # a gradient under autograd.grad(..., is_grads_batched=True)
+_LOW = 2**40  # no offset into a storage is as large, and few addresses are lower
 _PLAIN = frozenset((Tensor, Parameter, type(None)))
 _keys = torch._C._dispatch_keys
+_before_dispatch = torch._ops._mode_stack_state_for_pre_dispatch  # 0: make_fx(pre_dispatch=True)
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _tracing_state = torch._C._get_tracing_state
@@ -39,6 +41,7 @@ def watched(first: Tensor, *others: Tensor) -> bool:
     return (
         is_transforming()
         or torch._C._get_dispatch_mode(_PROXY) is not None
+        or _before_dispatch.get(0) is not None
         or (_dispatch_modes() > 0 and any(map(_reads, _get_current_dispatch_mode_stack())))
         or is_tracing()
         or _keys(first).has(_BATCHED)
@@ -82,6 +85,7 @@ def is_looked_at() -> bool:
         torch.compiler.is_compiling()
         or _transforms_active()
         or _dispatch_modes() > 0
+        or _before_dispatch.get(0) is not None
         or _tracing_state() is not None
         or forward_ad._current_level >= 0
     )
@@ -107,12 +111,18 @@ def are_numbers_in_memory(dtype: torch.dtype, values: Sequence[Tensor | None]) -
     try:
         for value in values:
             if value is not None and (
-                value.dtype is not dtype or not value.is_cpu or value.is_neg() or value.data_ptr() == 0
+                value.dtype is not dtype or not value.is_cpu or value.is_neg() or value.is_nested or _has_none(value)
             ):
                 return False
     except RuntimeError:  # torch's answer where there is no memory: of a sparse tensor, or one of a transform
         return False
     return True
+
+
+def _has_none(value: Tensor) -> bool:
+    """Whether a tensor has no memory: no number, or a storage that was taken away, where it may have an offset yet."""
+    place = value.data_ptr()
+    return place == 0 or (place < _LOW and value.untyped_storage().nbytes() == 0)
 
 
 def are_expanded(weights: Sequence[object]) -> bool:
@@ -136,7 +146,7 @@ def apply(function: type[Function], *args: Any) -> Any:
     """
     if is_transforming():
         return function.apply(*args)  # type: ignore[no-untyped-call]
-    living = [unwrap_if_dead(each) if type(each) is Tensor else each for each in args]  # no wrapper is a Parameter
+    living = [unwrap_if_dead(each) if isinstance(each, Tensor) else each for each in args]
     plain: Any = super(Function, function)
     return plain.apply(*living)
 

@@ -19,7 +19,7 @@ import torch
 
 import manual_bptt
 from benchmarks import bench_rnn, gate, report, uses
-from benchmarks.cores import ALL, CAN_CHOOSE, on_cores
+from benchmarks.cores import CAN_CHOOSE, allowed, on_cores
 from benchmarks.implementations import IMPLEMENTATIONS, PEER, Entry, Functional, unrolled
 from benchmarks.problem import Problem, make_problem
 from benchmarks.results import BadInputError, parse
@@ -159,22 +159,40 @@ def test_settings_are_put_back_after_a_failure() -> None:
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.skipif(not CAN_CHOOSE, reason="this system does not let a process choose its cores")
+@pytest.mark.skipif(len(allowed()) < 2 or not CAN_CHOOSE, reason="needs two cores, and a system that lets one choose")
 def test_every_thread_has_as_many_cores_as_threads_compute() -> None:
     everywhere, waiting = os.sched_getaffinity(0), threading.Event()
-    other = threading.Thread(target=waiting.wait)
-    other.start()
-    assert other.native_id is not None
-    try:
+    others = [threading.Thread(target=waiting.wait) for _ in range(2)]
+    for other in others:
+        other.start()
+    threads = [0, *(other.native_id or 0 for other in others)]
+    os.sched_setaffinity(threads[2], {max(everywhere)})  # has one of its own, which it gets back
+    before = [os.sched_getaffinity(thread) for thread in threads]
+
+    def fail() -> None:
         with bench_rnn.settings(1):
-            assert [len(os.sched_getaffinity(thread)) for thread in (0, other.native_id)] == [1, 1]
-            with on_cores(None):
-                assert os.sched_getaffinity(other.native_id) == ALL
-            assert len(os.sched_getaffinity(0)) == 1
-        assert [os.sched_getaffinity(thread) for thread in (0, other.native_id)] == [everywhere] * 2
+            assert [os.sched_getaffinity(thread) for thread in threads] == [{min(everywhere)}] * 3
+            assert allowed() == [min(everywhere)]
+            raise KeyError
+
+    try:
+        with pytest.raises(KeyError):
+            fail()
+        assert [os.sched_getaffinity(thread) for thread in threads] == before
     finally:
         waiting.set()
-        other.join()
+        for other in others:
+            other.join()
+
+
+def test_where_cores_may_not_be_chosen_all_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: int, cores: list[int]) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse, raising=False)
+    before = allowed()
+    with on_cores(1):
+        assert allowed() == before
 
 
 def test_every_other_use_is_timed(capsys: pytest.CaptureFixture[str]) -> None:

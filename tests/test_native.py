@@ -469,14 +469,15 @@ class Tagged(Tensor):
     """A subclass that is nothing but its numbers, but wants to be asked about functions."""
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta", "ignore:The PyTorch API of nested tensors")
 def test_only_numbers_in_memory_come_to_c() -> None:
     plain = torch.randn(3, 3)
     assert native.plain((plain, torch.nn.Parameter(plain), None, plain.t(), plain.detach().requires_grad_()))
     with torch.inference_mode():
         assert native.plain((torch.randn(3, 3),))
-    freed = torch.randn(3, 3)
-    freed.untyped_storage().resize_(0)
+    freed, part = torch.randn(3, 3), torch.randn(6, 3)[3:]
+    for each in (freed, part):
+        each.untyped_storage().resize_(0)
     with FakeTensorMode():
         fake = torch.empty(3, 3)
     others = {
@@ -491,6 +492,8 @@ def test_only_numbers_in_memory_come_to_c() -> None:
         "functional": torch._to_functional_tensor(plain),
         "without numbers": plain[:0],
         "with memory taken away": freed,
+        "a part of memory taken away": part,
+        "nested": torch.nested.nested_tensor([plain, plain]),
         "a subclass": plain.as_subclass(Tagged),
         "a wrapper that outlives its transform": left_by(torch.func.vmap),
         "one of another transform": left_by(torch.func.grad),

@@ -747,6 +747,29 @@ def test_cell_shapes_strides_and_values_are_those_of_nn_rnn_cell(batch, nonlinea
     assert_all_close({name: value.cpu() for name, value in results[0].items()}, results[1], EXACT)
 
 
+def a_weight_that_shadows_its_parameter(cell: nn.Module) -> None:
+    cell.__dict__["weight_hh"] = normal(seeded(8), H, H)
+
+
+def no_bias(name: str) -> Callable[[nn.Module], None]:
+    return lambda cell: setattr(cell, name, None)
+
+
+@pytest.mark.parametrize(
+    "edit", [a_weight_that_shadows_its_parameter, no_bias("bias_ih"), no_bias("bias_hh")], ids=["shadow", "ih", "hh"]
+)
+def test_a_cell_that_somebody_has_edited_computes_what_nn_rnn_cell_does(edit):
+    results = []
+    for cell in (m.double() for m in twins("RNNCell", D, H, True, "tanh")):
+        edit(cell)
+        cell.zero_grad()
+        h = cell(x_of(B, D), hx_of(B, H))
+        h.sum().backward()
+        results.append({"h": h} | {name: p.grad for name, p in cell.named_parameters() if p.grad is not None})
+    assert results[0].keys() == results[1].keys()
+    assert_all_close(*results, EXACT)
+
+
 def cell_errors() -> dict[str, tuple[Callable[[Any], Any], bool]]:
     x, hx = x_of(B, D).float(), hx_of(B, H).float()
 

@@ -407,6 +407,24 @@ def test_make_fx_of_the_forward_and_of_the_joint_gradient(tracing_mode, options)
         same(graph(other, *mine.parameters()), truth(other, *theirs.parameters()), 1e-11)
 
 
+@pytest.mark.parametrize("with_graph", [False, True], ids=["no graph", "graph"])
+@pytest.mark.parametrize("cell", [False, True], ids=["RNN", "RNNCell"])
+@pytest.mark.parametrize(
+    "how", [{"pre_dispatch": True}, {"tracing_mode": "symbolic"}], ids=["pre-dispatch", "symbolic"]
+)
+def test_make_fx_of_a_forward_pass_records_what_is_computed(how, cell, with_graph):
+    x = inputs()
+    model = (RNNCell if cell else RNN)(x.shape[-1], 5, dtype=x.dtype)
+    x = x[0] if cell else x
+
+    def forward(x: Tensor, *weights: Tensor) -> Any:
+        return functional_call(model, dict(zip(dict(model.named_parameters()), weights, strict=True)), (x,))
+
+    with torch.set_grad_enabled(with_graph):
+        graph = make_fx(forward, **how)(x, *model.parameters())
+        same(graph(2 * x, *model.parameters()), model(2 * x), 1e-11)
+
+
 class Tagger(nn.Module):
     """A model that holds a recurrent module and calls it in one of the usual ways."""
 

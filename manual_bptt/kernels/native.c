@@ -327,8 +327,8 @@ TARGET static void NAME(apply)(int64_t f, int64_t n, REAL *values) {
     for (int64_t i = 0; i < n; i += LANES) NAME(store)(values + i, NAME(activation)(f, NAME(load)(values + i, n - i)), n - i);
 }
 
-/* A panel of the transpose of some rows, at most LANES, K numbers each; 0 in place of those that are not there. Compilers
-   turn the copies of a whole square into shuffles of vectors. */
+/* A panel of the transpose of some rows, at most LANES, K numbers each; 0 in place of those that are not there. For AVX2
+   and AVX-512 gcc turns the copies of a whole square into shuffles of vectors. */
 INLINE void NAME(transpose)(int64_t K, int64_t n, const REAL *rows, REAL *panel) {
     for (int64_t k = 0; k < K; k += LANES, panel += LANES * LANES) {
         REAL square[LANES][LANES];
@@ -428,10 +428,19 @@ INLINE void NAME(plain_block)(int rows, int wide, int64_t C, int64_t left, const
     for (int64_t c = 0, wide; c < (C); c += wide * LANES) {                                                          \
         int64_t left = (C) - c;                                                                                      \
         const REAL *panel = (packed) + c * (K);                                                                      \
-        if (left >= LANES * (most)) block(rows, wide = (most), C, left, before, panel, __VA_ARGS__);                 \
-        else if ((most) > 4 && left >= LANES * 4) block(rows, wide = 4, C, left, before, panel, __VA_ARGS__);        \
-        else if ((most) > 2 && left >= LANES * 2) block(rows, wide = 2, C, left, before, panel, __VA_ARGS__);        \
-        else block(rows, wide = 1, C, left, before, panel, __VA_ARGS__);                                             \
+        if (left >= LANES * (most)) {                                                                                \
+            wide = (most);                                                                                           \
+            block(rows, (most), C, left, before, panel, __VA_ARGS__);                                                \
+        } else if ((most) > 4 && left >= LANES * 4) {                                                                \
+            wide = 4;                                                                                                \
+            block(rows, 4, C, left, before, panel, __VA_ARGS__);                                                     \
+        } else if ((most) > 2 && left >= LANES * 2) {                                                                \
+            wide = 2;                                                                                                \
+            block(rows, 2, C, left, before, panel, __VA_ARGS__);                                                     \
+        } else {                                                                                                     \
+            wide = 1;                                                                                                \
+            block(rows, 1, C, left, before, panel, __VA_ARGS__);                                                     \
+        }                                                                                                            \
     }
 #define BLOCKS(block, ...)                                                                                           \
     switch (rows) {                                                                                                  \
