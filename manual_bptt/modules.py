@@ -334,7 +334,7 @@ class RNNCell(nn.RNNCell):
         leaf = handover.leaf(self, input, hx)
         if leaf is not None:
             return leaf  # type: ignore[no-any-return]
-        weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        weights: Sequence[Any] = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         present = [each for each in weights if each is not None]
         if handover.wanted(present) and self.nonlinearity in OF_TORCH:
             return super().forward(input, hx)
@@ -344,8 +344,9 @@ class RNNCell(nn.RNNCell):
             h = self._step(x, h0, *weights)
         else:
             with torch.autocast(x.device.type, enabled=False):
-                x, h0, *cast_weights = (each if each is None else cast(each, dtype) for each in (x, h0, *weights))
-                h = self._step(x, h0, *cast_weights)
+                values: Any = (each if each is None else cast(each, dtype) for each in (x, h0, *weights))
+                x, h0, *weights = values
+                h = self._step(x, h0, *weights)
         return h if input.dim() == 2 else h.squeeze(0)
 
     def _step(self, x: Tensor, h0: Tensor | None, U: Tensor, W: Tensor, b: Tensor | None, b2: Tensor | None) -> Tensor:

@@ -24,7 +24,7 @@ _BATCHED = torch._C._dispatch_key_parse("Batched")  # a gradient under autograd.
 _LOW = 2**40  # no offset into a storage is as large, and few addresses are lower
 _PLAIN = frozenset((Tensor, Parameter, type(None)))
 _keys = torch._C._dispatch_keys
-_before_dispatch = torch._ops._mode_stack_state_for_pre_dispatch  # 0: make_fx(pre_dispatch=True)
+_before_dispatch: Any = torch._ops._mode_stack_state_for_pre_dispatch  # 0: make_fx(pre_dispatch=True)
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _tracing_state = torch._C._get_tracing_state
