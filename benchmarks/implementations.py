@@ -1,6 +1,5 @@
 """The table of implementations that are compared, all holding the same numbers; their timing is elsewhere."""
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import manual_bptt
-from benchmarks.cores import CAN_CHOOSE
+from benchmarks.cores import CAN_CHOOSE, allowed
 from benchmarks.problem import Problem
 from benchmarks.sizes import Size
 from manual_bptt import kernels
@@ -238,7 +237,7 @@ def _without_jax(size: Size, device: str, threads: int, timed: bool) -> str:
         return "JAX is not installed: pip install 'manual-bptt[peers]'"
     if device != "cpu":
         return "JAX is started for CPUs"
-    return "" if CAN_CHOOSE or threads == os.cpu_count() else "JAX takes all cores where a process cannot choose them"
+    return "" if CAN_CHOOSE or threads == len(allowed()) else "JAX takes all cores where a process cannot choose them"
 
 
 _module = partial(Module, manual_bptt.RNN)

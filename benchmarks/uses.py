@@ -18,11 +18,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.benchmark import timer
 
 import manual_bptt
-from benchmarks.bench_rnn import settings
+from benchmarks.bench_rnn import MOST_CALLS, ROUND_SECONDS, run, settings
 from benchmarks.implementations import Body
 from benchmarks.sizes import Size
-
-ROUND_SECONDS, MOST_CALLS = 0.01, 20
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with settings(1):
         for use in USES:
             for size in use.sizes:
-                trained, run = (ratio(*pair, options.rounds) for pair in bodies(use, size))
-                print(f"| {use.name} | {', '.join(map(str, size))} | {trained:.2f} | {run:.2f} |", flush=True)
+                trained, passed = (ratio(*pair, options.rounds) for pair in bodies(use, size))
+                print(f"| {use.name} | {', '.join(map(str, size))} | {trained:.2f} | {passed:.2f} |", flush=True)
     return 0
 
 
@@ -117,19 +115,15 @@ def training_step(module: Any, forward: Callable[[Any, Any], Tensor], x: Any) ->
 
 def ratio(theirs: Body, own: Body, rounds: int) -> float:
     """Return how many times as fast one is as the other."""
-    for body in (theirs, own, theirs):
-        start = timer()
-        body()
-        seconds = timer() - start
-    calls = max(1, min(MOST_CALLS, int(ROUND_SECONDS / seconds)))
 
-    def timed(body: Body) -> float:
+    def timed(body: Body, calls: int = 1) -> float:
         start = timer()
-        for _ in range(calls):
-            body()
+        run([body] * calls)
         return timer() - start
 
-    return median(timed(theirs) / timed(own) for _ in range(rounds))
+    *_, seconds = timed(theirs), timed(own), timed(theirs)  # the first ones warm up
+    calls = max(1, min(MOST_CALLS, int(ROUND_SECONDS / seconds)))
+    return median(timed(theirs, calls) / timed(own, calls) for _ in range(rounds))
 
 
 if __name__ == "__main__":

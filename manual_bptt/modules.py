@@ -180,11 +180,8 @@ class RNN(nn.RNNBase):
         if initial is None:
             zeros = torch.zeros(layout.B, self.hidden_size, dtype=layout.steps.dtype, device=layout.steps.device)
         activation = _MODES[self.mode]
-        truncation, checkpoint_every = self.truncation, self.checkpoint_every
-        if truncation is not None:
-            check_truncation("RNN", truncation)
-        if checkpoint_every is not None:
-            check_checkpoints("RNN", checkpoint_every)
+        check_truncation("RNN", self.truncation)
+        check_checkpoints("RNN", self.checkpoint_every)
         record = None if self._recorder is None else self._recorder.next_call()
         each = 4 if self.bias else 2
         steps = layout.steps
@@ -203,7 +200,7 @@ class RNN(nn.RNNBase):
                 settings = SETTINGS[form][activation.name]
                 if observe is not None or layout.sizes is not None:
                     settings = replace(settings, sizes=layout.sizes, observe=observe)
-                h = run(turn(steps), h0, U, W, b, b2, settings, layout.ended, truncation, checkpoint_every)
+                h = run(turn(steps), h0, U, W, b, b2, settings, layout.ended, self.truncation, self.checkpoint_every)
                 if isinstance(h, tuple):  # of the last layer: what is given away
                     _, output, last = h
                     return output, torch.cat((*finals, last)) if finals else last
@@ -234,8 +231,7 @@ class RNN(nn.RNNBase):
             if data.is_nested:
                 _check_jagged(data)
             self._check_sizes(data if data.dim() == 3 else data.unsqueeze(0), None, weight)
-        if lengths is not None:
-            lengths = _checked_lengths(lengths, input, self.batch_first)
+        lengths = _checked_lengths(lengths, input, self.batch_first)
         _check_alike("input", data, weight)
         layout = layout_of(input, self.batch_first, lengths, hx)
         if layout.steps.shape[0] == 0:
@@ -243,9 +239,7 @@ class RNN(nn.RNNBase):
         if hx is None:
             return layout, None
         hx = layout.hidden(hx)
-        expected = (self.num_layers * self._directions, layout.B, self.hidden_size)
-        if hx.size() != expected:
-            self.check_hidden_size(hx, expected)  # torch's own: it says what is wrong
+        self.check_hidden_size(hx, (self.num_layers * self._directions, layout.B, self.hidden_size))
         _check_alike("hidden", hx, weight)
         return layout, hx
 
@@ -335,10 +329,9 @@ class RNNCell(nn.RNNCell):
         if leaf is not None:
             return leaf  # type: ignore[no-any-return]
         weights: Sequence[Any] = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        present = [each for each in weights if each is not None]
-        if handover.wanted(present) and self.nonlinearity in OF_TORCH:
+        if handover.wanted(weights) and self.nonlinearity in OF_TORCH:
             return super().forward(input, hx)
-        x, h0 = self._checked(input, hx, present[0])
+        x, h0 = self._checked(input, hx, weights[0])
         dtype = autocast_dtype(x.device)
         if dtype is None:
             h = self._step(x, h0, *weights)
@@ -415,8 +408,10 @@ def _check_jagged(input: Tensor) -> None:
         raise ValueError("RNN: expected a nested input without holes, got one with lengths; use input.contiguous()")
 
 
-def _checked_lengths(lengths: Any, input: Any, batch_first: bool) -> Tensor:
+def _checked_lengths(lengths: Any, input: Any, batch_first: bool) -> Tensor | None:
     """Return lengths as a tensor on the input's device."""
+    if lengths is None:
+        return None
     if isinstance(input, PackedSequence) or input.is_nested or input.dim() != 3:
         if isinstance(input, Tensor) and input.dim() == 2:
             raise TypeError("RNN: expected no lengths beside one sequence (T, D): add a batch axis to both")
