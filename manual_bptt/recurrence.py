@@ -84,8 +84,9 @@ def states(
 ) -> Tensor:
     """F1, F2: all states h (T, B, H), 0 after a sequence's end; in place unless somebody watches."""
     f, sizes = settings.activation, settings.sizes
-    if settings.has_batch and ended is None and kernels.is_whole(x, h0, U, W, b, b2, f):
-        return native.forward_all(x, h0, U, W, b, b2, f)[0]
+    whole = kernels.forward_whole(x, h0, U, W, b, b2, f) if settings.has_batch and ended is None else None
+    if whole is not None:
+        return whole[0]
     a = input_part(x, U, b if b is None or b2 is None else b + b2)
     if watched(a, h0, W):
         h = eager.functional_forward(a, h0, W, f, sizes)
@@ -112,8 +113,9 @@ def states_apart(
     """
     f, form = settings.activation, settings.apart
     assert form is not None
-    if kernels.is_whole(x, h0, U, W, b, b2, f):
-        h, copy, last = native.forward_all(x, h0, U, W, b, b2, f, copy=form.to if kept else None, last=True)
+    whole = kernels.forward_whole(x, h0, U, W, b, b2, f, copy=form.to if kept else None, last=True)
+    if whole is not None:
+        h, copy, last = whole
     else:
         h = states(x, h0, U, W, b, b2, None, settings)
         copy, last = form.to(h).clone() if kept else None, h[-1:].clone()
@@ -326,12 +328,13 @@ def all_gradients(
     """
     f = settings.activation
     is_plain = not torch.is_grad_enabled() and ended is None and settings.is_plain
-    if is_plain and kernels.is_whole_back(dh, dlast, h, x, h0, U, W, D, f):
+    whole = kernels.backward_whole(dh, dlast, h, x, h0, U, W, D, f, tuple(needed)) if is_plain else None
+    if whole is not None:
         if settings.observe is not None:
             with without_autocast(h.device):
                 total = from_outside(dh, dlast, h)
                 settings.observe(total, through_time(total, h, W, ended, settings), h, W, ended, settings)
-        return native.backward_all(dh, dlast, h, x, h0, U, W, D, f, needed)
+        return whole
     with without_autocast(h.device):
         dh = from_outside(dh, dlast, h)
         da = through_time(dh, h, W, ended, settings)

@@ -13,7 +13,6 @@ from torch._C._functorch import unwrap_if_dead
 from torch._functorch.autograd_function import WrappedCtx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function, forward_ad
-from torch.nn import Parameter
 from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
 from torch.overrides import has_torch_function
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -21,8 +20,6 @@ from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispat
 from torch.utils.flop_counter import _FlopCounterMode
 
 _BATCHED = torch._C._dispatch_key_parse("Batched")  # a gradient under autograd.grad(..., is_grads_batched=True)
-_LOW = 2**40  # no offset into a storage is as large, and few addresses are lower
-_PLAIN = frozenset((Tensor, Parameter, type(None)))
 _keys = torch._C._dispatch_keys
 _before_dispatch: Any = torch._ops._mode_stack_state_for_pre_dispatch  # 0: make_fx(pre_dispatch=True)
 _transforms_active = torch._C._are_functorch_transforms_active
@@ -99,30 +96,6 @@ def has_forward_mode() -> bool:
 def has_autocast() -> bool:
     """Whether autocast is on for any device."""
     return bool(torch._C._is_any_autocast_enabled())
-
-
-def are_numbers_in_memory(dtype: torch.dtype, values: Sequence[Tensor | None]) -> bool:
-    """Whether tensors are nothing but their numbers in the memory of the CPU, of one dtype, and at least one number.
-
-    No subclass, not sparse, not negated lazily, of no transform. None is nothing.
-    """
-    if not _PLAIN.issuperset(map(type, values)):
-        return False
-    try:
-        for value in values:
-            if value is not None and (
-                value.dtype is not dtype or not value.is_cpu or value.is_neg() or value.is_nested or _has_none(value)
-            ):
-                return False
-    except RuntimeError:  # torch's answer where there is no memory: of a sparse tensor, or one of a transform
-        return False
-    return True
-
-
-def _has_none(value: Tensor) -> bool:
-    """Whether a tensor has no memory: no number, or a storage that was taken away, where it may have an offset yet."""
-    place = value.data_ptr()
-    return place == 0 or (place < _LOW and value.untyped_storage().nbytes() == 0)
 
 
 def are_expanded(weights: Sequence[object]) -> bool:

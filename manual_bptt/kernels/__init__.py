@@ -13,7 +13,7 @@
 The first that fits is taken. The limits were measured on an AVX-512 machine, against each other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -28,6 +28,7 @@ LEAST_STEPS = 4  # T from which on native pays: for fewer, a call of an operator
 LEAST_ROWS = 32  # H over this is the number of steps of sequences from which on packing W pays
 SMALL_WEIGHTS = 65_536  # numbers in U and W up to which packing costs less than the calls that are saved
 MOST_WORK = 1_000_000  # multiplications of a whole recurrence without AVX2: torch's matrix product is faster than ours
+LIMITS, LIMITS_WITHOUT_AVX2 = (LEAST_ROWS, SMALL_WEIGHTS, 2**62), (LEAST_ROWS, SMALL_WEIGHTS, MOST_WORK)
 _wanted: str | None = None  # of an open `use`
 
 
@@ -53,14 +54,30 @@ def chosen(
 def is_whole(
     x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, b2: Tensor | None, activation: Activation
 ) -> bool:
-    """Whether a recurrence is computed at once; arguments as `native.takes_all`."""
-    if is_looked_at() or not native.takes_all(x, h0, U, W, b, b2, activation):
-        return False
-    H, D = U.shape
-    return _pays(x.numel() // D, H, D)
+    """Whether `forward_whole` computes a recurrence; arguments as there."""
+    limits = _limits()
+    return limits is not None and not is_looked_at() and native.takes_all(x, h0, U, W, b, b2, activation, limits)
 
 
-def is_whole_back(
+def forward_whole(
+    x: Tensor,
+    h0: Tensor,
+    U: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    b2: Tensor | None,
+    activation: Activation,
+    copy: Callable[[Tensor], Tensor] | None = None,
+    last: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+    """Compute a recurrence at once, where that is the way that is taken; else None. As `native.forward_all`."""
+    limits = _limits()
+    if limits is None or is_looked_at():
+        return None
+    return native.forward_all(x, h0, U, W, b, b2, activation, copy, last, limits)
+
+
+def backward_whole(
     dh: Tensor | None,
     dlast: Tensor | None,
     h: Tensor,
@@ -70,12 +87,13 @@ def is_whole_back(
     W: Tensor,
     D: int,
     activation: Activation,
-) -> bool:
-    """Whether all gradients of a recurrence are computed at once; arguments as `native.backward_all`."""
-    if is_looked_at() or not native.takes_all_back(dh, dlast, h, x, h0, U, W, D, activation):
-        return False
-    H = h.shape[-1]
-    return _pays(h.numel() // H, H, D)
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, ...] | None:
+    """Compute all gradients of a recurrence at once, where that is the way; else None. As `native.backward_all`."""
+    limits = _limits()
+    if limits is None or is_looked_at():
+        return None
+    return native.backward_all(dh, dlast, h, x, h0, U, W, D, activation, needed, limits)
 
 
 def taken(T: int, B: int, D: int, H: int, dtype: torch.dtype, device: torch.device) -> str:
@@ -88,13 +106,11 @@ def taken(T: int, B: int, D: int, H: int, dtype: torch.dtype, device: torch.devi
     return chosen(x.new_empty((T, B, H)), h0, W, ACTIVATIONS["tanh"], forward=True)
 
 
-def _pays(rows: int, H: int, D: int) -> bool:
-    """Whether a whole recurrence in C pays; rows is T · B."""
+def _limits() -> tuple[int, int, int] | None:
+    """Where a whole recurrence in C pays, as `native.forward_all` takes it; None: nowhere."""
     if _wanted is not None:
-        return _wanted == "whole"
-    weights = H * (H + D)
-    packing_pays = rows * LEAST_ROWS >= H or weights <= SMALL_WEIGHTS
-    return packing_pays and (native.instructions() > 0 or rows * weights <= MOST_WORK)
+        return native.ANY if _wanted == "whole" else None
+    return LIMITS if native.instructions() > 0 else LIMITS_WITHOUT_AVX2
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-/* The recursions F1 F2 and B3 B4 for CPUs, one sequence a row. No header of torch or Python: called through ctypes.
+/* The recursions F1 F2 and B3 B4 for CPUs, one sequence a row. Knows numbers in memory, neither torch nor Python.
 
    A row never meets another one, and what is added up for it is added in the order of k, whatever the blocks are: results
    depend neither on the number of threads nor on the other rows. Sums are kept in registers, for up to 6 rows and as many
@@ -11,6 +11,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "native.h"
 
 #define JOIN_(a, b, c) a##_##b##_##c
 #define JOIN(a, b, c) JOIN_(a, b, c)
@@ -45,8 +47,7 @@ typedef struct {
 } Work;
 #define START(work, t) ((work)->starts ? (work)->starts[t] : (t) * (work)->B)
 
-/* What starts threads, and what each of them does: one of several parts. */
-typedef void (*Team)(void (*)(void *), void *, unsigned, unsigned);
+/* What each thread does: one of several parts. */
 typedef void (*Part)(void *, int64_t, int64_t);
 typedef struct {
     Part part;
@@ -77,7 +78,7 @@ typedef struct {
     const void *x, *U, *W, *b, *b2;
     void *last; /* forward: becomes the last states, (B, H), or NULL */
     void *dx, *dh0, *dU, *dW, *db, *db2;
-    Team team; /* as manual_bptt_run */
+    Team team;
     int64_t threads;
     int64_t T, start, stop;
     double *sums;           /* backward: of db, so far */
@@ -128,10 +129,6 @@ typedef struct {
 #undef BYTES
 #undef TARGET
 
-/* Counts the versions of what native.py calls. */
-int manual_bptt_version(void) { return 3; }
-
-/* The best instruction set of this machine: 2 AVX-512, 1 AVX2 with FMA, 0 what the compiler takes for granted. */
 int manual_bptt_isa(void) {
 #ifdef HAS_X86
     __builtin_cpu_init();
@@ -152,11 +149,9 @@ int manual_bptt_isa(void) {
 typedef void (*Pack)(int64_t, int64_t, const void *, int, void *);
 typedef int (*All)(Whole *);
 
-/* Runs one recursion. isa: at most what manual_bptt_isa says. team: GOMP_parallel of the OpenMP runtime that the process
-   has loaded, or NULL for one thread. first: h0, or dh. W is (H, H), rows by rows; the forward pass multiplies with its
-   transpose. Returns 0, or 1 where there is no memory. */
-int manual_bptt_run(int backward, int is_double, int isa, int threads, Team team, int64_t T, int64_t B, int64_t H, int f,
-                    const int64_t *starts, void *h, const void *first, void *da, const void *W, const double *xi) {
+int manual_bptt_run(int backward, int is_double, int isa, int64_t threads, Team team, int64_t T, int64_t B, int64_t H,
+                    int64_t f, const int64_t *starts, void *h, const void *first, void *da, const void *W,
+                    const double *xi) {
     int64_t lanes = (isa == 2 ? 64 : isa == 1 ? 32 : 16) / (is_double ? 8 : 4), columns = (H + lanes - 1) / lanes * lanes;
     void *panels;
     if (posix_memalign(&panels, 64, (size_t)(columns * H) * (is_double ? 8 : 4))) return 1;
@@ -168,49 +163,24 @@ int manual_bptt_run(int backward, int is_double, int isa, int threads, Team team
     return 0;
 }
 
-/* What native.py packs for the two functions that follow; team and what the numbers are as manual_bptt_run. */
-typedef struct {
-    int64_t is_double, isa, threads;
-    Team team;
-    int64_t T, B, D, H, f;
-    const void *x, *h0, *U, *W, *b, *b2; /* b and b2 may be NULL */
-    void *h, *copy, *last;               /* written: (T, B, H), once more or NULL, and the last step, (B, H) or NULL */
-} Forward;
-typedef struct {
-    int64_t is_double, isa, threads;
-    Team team;
-    int64_t T, B, D, H, f;
-    const void *dh, *dlast;      /* from outside, of all states and of the last ones, either may be NULL */
-    void *h;                     /* read */
-    const void *x, *h0, *U, *W;  /* x, h0, U may be NULL where they are not needed */
-    void *dx, *dh0, *dU, *dW, *db, *db2; /* written where they are not NULL; db2 as db */
-} Backward;
-
-/* h of a whole recurrence, from x. Returns as manual_bptt_run. */
-int manual_bptt_forward_all(const void *packed) {
-    Forward g;
-    memcpy(&g, packed, sizeof g);
-    int is_double = (int)g.is_double, isa = (int)g.isa;
-    Whole whole = {.work = {.T = g.T, .B = g.B, .H = g.H, .f = g.f, .h = g.h, .copy = g.copy, .h0 = g.h0, .D = g.D},
-                   .x = g.x, .U = g.U, .W = g.W, .b = g.b, .b2 = g.b2, .last = g.last, .team = g.team,
-                   .threads = g.threads};
+int manual_bptt_forward_all(const Forward *g) {
+    int is_double = (int)g->is_double, isa = (int)g->isa;
+    Whole whole = {.work = {.T = g->T, .B = g->B, .H = g->H, .f = g->f, .h = g->h, .copy = g->copy, .h0 = g->h0, .D = g->D},
+                   .x = g->x, .U = g->U, .W = g->W, .b = g->b, .b2 = g->b2, .last = g->last, .team = g->team,
+                   .threads = g->threads};
     return ((All)CHOOSE(forward_all))(&whole);
 }
 
-/* The gradients of a whole recurrence. Returns as manual_bptt_run. */
-int manual_bptt_backward_all(const void *packed) {
-    Backward g;
-    memcpy(&g, packed, sizeof g);
-    int is_double = (int)g.is_double, isa = (int)g.isa;
-    Whole whole = {.work = {.T = g.T, .B = g.B, .H = g.H, .f = g.f, .h = g.h, .h0 = g.h0, .dh = g.dh, .dlast = g.dlast,
-                            .D = g.D},
-                   .T = g.T, .x = g.x, .U = g.U, .W = g.W, .dx = g.dx, .dh0 = g.dh0, .dU = g.dU, .dW = g.dW, .db = g.db,
-                   .db2 = g.db2, .team = g.team, .threads = g.threads};
+int manual_bptt_backward_all(const Backward *g) {
+    int is_double = (int)g->is_double, isa = (int)g->isa;
+    Whole whole = {.work = {.T = g->T, .B = g->B, .H = g->H, .f = g->f, .h = g->h, .h0 = g->h0, .dh = g->dh,
+                            .dlast = g->dlast, .D = g->D},
+                   .T = g->T, .x = g->x, .U = g->U, .W = g->W, .dx = g->dx, .dh0 = g->dh0, .dU = g->dU, .dW = g->dW,
+                   .db = g->db, .db2 = g->db2, .team = g->team, .threads = g->threads};
     return ((All)CHOOSE(backward_all))(&whole);
 }
 
-/* f of n numbers in place, for the tests of its accuracy. */
-void manual_bptt_apply(int is_double, int isa, int f, int64_t n, void *values) {
+void manual_bptt_apply(int is_double, int isa, int64_t f, int64_t n, void *values) {
     ((void (*)(int64_t, int64_t, void *))CHOOSE(apply))(f, n, values);
 }
 

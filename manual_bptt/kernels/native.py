@@ -1,15 +1,14 @@
-"""The recurrence in C (native.c), for real numbers on CPUs: the same functions as eager.py, called by ctypes.
+"""The recurrence in C (native.c), for real numbers on CPUs: the same functions as eager.py, called through binding.c.
 
 `forward` and `backward` are the sequential steps alone; `forward_all` and `backward_all` a whole recurrence with its
 gradients, in one call each. The library is built with the package where there is a compiler; without one `library()` is
 None and eager.py runs.
 """
 
-import ctypes
-import os
-import struct
+from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -19,34 +18,22 @@ import torch
 from torch import Tensor
 
 from manual_bptt.activations import Activation
-from manual_bptt.transforms import are_numbers_in_memory
 
 CODES = {"tanh": 0, "sigmoid": 1, "relu": 2, "identity": 3}  # the enum of native.c
 INSTRUCTIONS = ("what the compiler takes for granted", "AVX2", "AVX-512")  # by what manual_bptt_isa returns
-VERSION = 3  # as manual_bptt_version
-DTYPES = (torch.float32, torch.float64)
+VERSION = 4  # as binding.c's
 SHARED = 1_000_000  # multiplications from which on several threads pay
-_FORWARD, _BACKWARD = struct.Struct("3qP5q9P").pack, struct.Struct("3qP5q13P").pack  # the structs of native.c
-_int, _long, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+ANY = (2**20, 2**62, 2**62)  # limits that let every size through
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The compiled library, if it was built, can be loaded and is of this version."""
-    for file in _files():
-        if file.exists():
-            try:
-                found = ctypes.CDLL(str(file))
-                if found.manual_bptt_version() != VERSION:
-                    return None
-                found.manual_bptt_run.argtypes = (_int,) * 4 + (_pointer,) + (_long,) * 3 + (_int,) + (_pointer,) * 6
-                found.manual_bptt_forward_all.argtypes = (ctypes.c_char_p,)
-                found.manual_bptt_backward_all.argtypes = (ctypes.c_char_p,)
-                found.manual_bptt_apply.argtypes = (_int, _int, _int, _long, _pointer)
-            except (OSError, AttributeError):
-                return None
-            return found
-    return None
+def library() -> Any:
+    """The compiled module, if it was built, can be loaded and is of this version; else None."""
+    try:
+        found = import_module("manual_bptt.kernels._native")
+    except ImportError:
+        return None
+    return found if found.VERSION == VERSION else None
 
 
 def _files() -> list[Path]:
@@ -57,34 +44,17 @@ def _files() -> list[Path]:
 def instructions() -> int:
     """Which of INSTRUCTIONS this machine has."""
     found = library()
-    return 0 if found is None else int(found.manual_bptt_isa())
+    return 0 if found is None else int(found.isa())
 
 
-def team() -> int | None:
-    """GOMP_parallel, by which torch starts its own threads: those that wait for work do not then stand in the way.
+def has_team() -> bool:
+    """Whether there are several threads to share work: where torch brings a runtime with GNU's OpenMP interface.
 
-    None, for one thread, where torch brings another runtime than one with GNU's OpenMP interface, and in a process that
-    was forked: the runtime's threads stay behind in the other one.
+    They are torch's own, so that those that wait for work do not stand in the way. None are left in a process that was
+    forked: they stay behind in the other one.
     """
-    return None if _is_forked else _team()
-
-
-def _note_fork() -> None:
-    global _is_forked
-    _is_forked = True
-
-
-_is_forked = False
-if hasattr(os, "register_at_fork"):  # not on Windows, where there is no fork
-    os.register_at_fork(after_in_child=_note_fork)
-
-
-@cache
-def _team() -> int | None:
-    try:
-        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, _pointer).value
-    except (OSError, AttributeError, TypeError):
-        return None
+    found = library()
+    return found is not None and bool(found.has_team())
 
 
 def state() -> str:
@@ -92,17 +62,18 @@ def state() -> str:
     if library() is None:
         if any(file.exists() for file in _files()):
             return "built, but of another version or machine: install the package again"
-        return "not built; the installation leaves it out where there is no C compiler"
-    return f"built, with {INSTRUCTIONS[instructions()]}{'' if team() else ', one thread'}"
+        return "not built; the installation leaves it out where there is no C compiler with Python's headers"
+    return f"built, with {INSTRUCTIONS[instructions()]}{'' if has_team() else ', one thread'}"
 
 
 def plain(values: tuple[Tensor | None, ...]) -> bool:
-    """Whether tensors can be handed to C: real, of one dtype, numbers in memory and nothing else. None is nothing.
+    """Whether tensors can be handed to C: float32 or float64, of one dtype, numbers in memory and nothing else.
 
-    The first one is a tensor.
+    No subclass, not sparse, not negated lazily, of no transform, and at least one number each. None is nothing. The
+    first one is a tensor.
     """
-    dtype = values[0].dtype  # type: ignore[union-attr]
-    return dtype in DTYPES and library() is not None and are_numbers_in_memory(dtype, values)
+    found = library()
+    return found is not None and bool(found.plain(values))
 
 
 def takes(
@@ -139,61 +110,20 @@ def _is_falling(sizes: Sequence[int]) -> bool:
 
 
 def takes_all(
-    x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, b2: Tensor | None, activation: Activation
-) -> bool:
-    """Whether a whole recurrence can be handed to C: as `takes`.
-
-    Args:
-        x: (T, B, D), or (B, D) for one step.
-        h0: (B, H).
-        U: (H, D).
-        W: (H, H).
-        b: (H,) or None.
-        b2: As b.
-        activation: Entry of ACTIVATIONS.
-    """
-    if activation.name not in CODES or x.dim() not in (2, 3) or U.dim() != 2:
-        return False
-    H, D = U.shape
-    B, features = x.shape[-2:]
-    return (
-        features == D
-        and W.shape == (H, H)
-        and h0.shape == (B, H)
-        and (b is None or b.shape == (H,))
-        and (b2 is None or b2.shape == (H,))
-        and plain((x, h0, U, W, b, b2))
-    )
-
-
-def takes_all_back(
-    dh: Tensor | None,
-    dlast: Tensor | None,
-    h: Tensor,
-    x: Tensor | None,
-    h0: Tensor | None,
-    U: Tensor | None,
+    x: Tensor,
+    h0: Tensor,
+    U: Tensor,
     W: Tensor,
-    D: int,
+    b: Tensor | None,
+    b2: Tensor | None,
     activation: Activation,
+    limits: tuple[int, int, int] = ANY,
 ) -> bool:
-    """Whether the gradients of a whole recurrence can be handed to C: as `takes`; arguments as `backward_all`.
-
-    What was kept may have been replaced by somebody's hooks.
-    """
-    if activation.name not in CODES or h.dim() not in (2, 3):
+    """Whether `forward_all` would run; arguments as there."""
+    found, f = library(), CODES.get(activation.name)
+    if found is None or f is None:
         return False
-    shape = h.shape
-    B, H = shape[-2:]
-    return (
-        W.shape == (H, H)
-        and (dh is None or dh.shape == shape)
-        and (dlast is None or dlast.shape == (1, B, H))
-        and (x is None or x.shape == (*shape[:-1], D))
-        and (h0 is None or h0.shape == (B, H))
-        and (U is None or U.shape == (H, D))
-        and plain((h, dh, dlast, x, h0, U, W))
-    )
+    return bool(found.fits(x, h0, U, W, b, b2, f, instructions(), (*limits, SHARED)))
 
 
 def forward(a: Tensor, h0: Tensor, W: Tensor, activation: Activation, sizes: Sequence[int] | None = None) -> Tensor:
@@ -227,43 +157,26 @@ def _run(
     sizes: Sequence[int] | None,
     xi: Sequence[float] | None,
 ) -> None:
-    found: Any = library()
     if h.numel() == 0:
         return
-    H = W.shape[0]
-    starts = None
-    if sizes is None:
-        T, B = h.shape[:2]
-    else:
-        T, B = len(sizes), sizes[0]
-        starts = (_long * (T + 1))(0, *accumulate(sizes))
-    threads = _threads(h.numel() * H)
-    weights = None if xi is None else (ctypes.c_double * T)(*xi)
     W = W.contiguous()
-    failed = found.manual_bptt_run(
+    T, B = h.shape[:2] if sizes is None else (len(sizes), sizes[0])
+    library().run(
         backward,
         h.dtype == torch.float64,
         instructions(),
-        threads,
-        team(),
+        SHARED,
         T,
         B,
-        H,
+        W.shape[0],
         CODES[activation.name],
-        None if starts is None else ctypes.addressof(starts),
+        None if sizes is None else array("q", (0, *accumulate(sizes))).tobytes(),
         h.data_ptr(),
         first.data_ptr(),
-        None if da is None else da.data_ptr(),
+        0 if da is None else da.data_ptr(),
         W.data_ptr(),
-        None if weights is None else ctypes.addressof(weights),
+        None if xi is None else array("d", xi).tobytes(),
     )
-    if failed:
-        raise MemoryError(f"recurrence: expected room for a copy of W, ({H}, {H}), got none")
-
-
-def _threads(multiplications: int) -> int:
-    """How many threads share some work."""
-    return min(torch.get_num_threads(), 64) if multiplications >= SHARED and team() else 1
 
 
 def forward_all(
@@ -276,46 +189,33 @@ def forward_all(
     activation: Activation,
     copy: Callable[[Tensor], Tensor] | None = None,
     last: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Run F1 and F2 of a whole recurrence, with the sum of two biases; arguments as `takes_all`.
+    limits: tuple[int, int, int] = ANY,
+) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+    """Run F1 and F2 of a whole recurrence, with the sum of two biases.
 
-    Return h (T, B, H) and, where asked for, a copy of it and one of the last states, (1, B, H). copy gives the
-    view of h that the copy looks like.
+    Whatever is not `plain`, does not fit together or is beyond the limits is left to torch's operators.
+
+    Args:
+        x: (T, B, D), or (B, D) for one step.
+        h0: (B, H).
+        U: (H, D).
+        W: (H, H).
+        b: (H,) or None.
+        b2: As b.
+        activation: Entry of ACTIVATIONS.
+        copy: Gives the view of h that a copy of it looks like; None: no copy.
+        last: Whether there is a copy of the last states too.
+        limits: r, s and m: T · B ≥ H / r, or at most s numbers in U and W; and at most m multiplications.
+
+    Returns:
+        h, (T, B, H) or (B, H); the copy, or None; the last states, (1, B, H), or None. Or None: it cannot be handed to C.
     """
-    found: Any = library()
-    *steps, B, D = x.shape
-    T = steps[0] if steps else 1
-    H = W.shape[0]
-    x, h0, U, W = x.contiguous(), h0.contiguous(), U.contiguous(), W.contiguous()
-    b, b2 = b if b is None else b.contiguous(), b2 if b2 is None else b2.contiguous()
-    h = x.new_empty(*steps, B, H)
-    copied = None if copy is None else torch.empty_like(copy(h))
-    ending = x.new_empty(1, B, H) if last else None
-    failed = found.manual_bptt_forward_all(
-        _FORWARD(
-            x.dtype is torch.float64,
-            instructions(),
-            _threads(T * B * H * (H + D)),
-            team() or 0,
-            T,
-            B,
-            D,
-            H,
-            CODES[activation.name],
-            x.data_ptr(),
-            h0.data_ptr(),
-            U.data_ptr(),
-            W.data_ptr(),
-            0 if b is None else b.data_ptr(),
-            0 if b2 is None else b2.data_ptr(),
-            h.data_ptr(),
-            0 if copied is None else copied.data_ptr(),
-            0 if ending is None else ending.data_ptr(),
-        )
-    )
-    if failed:
-        raise MemoryError(f"recurrence: expected room for copies of U, ({H}, {D}), and W, ({H}, {H}), got none")
-    return h, copied, ending
+    found, f = library(), CODES.get(activation.name)
+    if found is None or f is None:
+        return None
+    made: tuple[Tensor, Tensor | None, Tensor | None] | None
+    made = found.forward(x, h0, U, W, b, b2, f, instructions(), (*limits, SHARED), copy, last)
+    return made
 
 
 def backward_all(
@@ -328,9 +228,10 @@ def backward_all(
     W: Tensor,
     D: int,
     activation: Activation,
-    needed: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
-    """Run B3-B8 of a whole recurrence. Return dx, dh0, dU, dW, db and db once more, each where it is needed.
+    needed: tuple[bool, ...],
+    limits: tuple[int, int, int] = ANY,
+) -> tuple[Tensor | None, ...] | None:
+    """Run B3-B8 of a whole recurrence. What was kept may have been replaced by somebody's hooks: as `forward_all`.
 
     Args:
         dh: As h; None: nothing.
@@ -343,44 +244,22 @@ def backward_all(
         D: Numbers of an input.
         activation: Entry of ACTIVATIONS.
         needed: Which of the six are.
+        limits: As `forward_all`.
+
+    Returns:
+        dx, dh0, dU, dW, db and db once more, each where it is needed. Or None: it cannot be handed to C.
     """
-    found: Any = library()
-    *steps, B, H = h.shape
-    T = steps[0] if steps else 1
-    need_dx, need_dh0, need_dU, need_dW, need_db, need_db2 = needed
-    given = [each if each is None else each.contiguous() for each in (dh, dlast, h, x, h0, U, W)]
-    made = (
-        h.new_empty(*steps, B, D) if need_dx else None,
-        h.new_empty(B, H) if need_dh0 else None,
-        h.new_empty(H, D) if need_dU else None,
-        h.new_empty(H, H) if need_dW else None,
-        h.new_empty(H) if need_db else None,
-        h.new_empty(H) if need_db2 else None,
-    )
-    failed = found.manual_bptt_backward_all(
-        _BACKWARD(
-            h.dtype is torch.float64,
-            instructions(),
-            _threads(T * B * H * (H + D)),
-            team() or 0,
-            T,
-            B,
-            D,
-            H,
-            CODES[activation.name],
-            *[0 if each is None else each.data_ptr() for each in given],
-            *[0 if each is None else each.data_ptr() for each in made],
-        )
-    )
-    if failed:
-        raise MemoryError(f"recurrence: expected room for copies of ({', '.join(map(str, h.shape))}), got none")
+    found, f = library(), CODES.get(activation.name)
+    if found is None or f is None:
+        return None
+    made: tuple[Tensor | None, ...] | None
+    made = found.backward(dh, dlast, h, x, h0, U, W, D, f, instructions(), (*limits, SHARED), needed)
     return made
 
 
 def apply(activation: str, values: Tensor, instruction_set: int | None = None) -> Tensor:
     """F of numbers, as the kernel computes it, in new storage; for whoever looks at its accuracy."""
-    found: Any = library()
     result = values.contiguous().clone()
     isa = instructions() if instruction_set is None else instruction_set
-    found.manual_bptt_apply(values.dtype == torch.float64, isa, CODES[activation], result.numel(), result.data_ptr())
+    library().apply(values.dtype == torch.float64, isa, CODES[activation], result.numel(), result.data_ptr())
     return result
