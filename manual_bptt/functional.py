@@ -7,17 +7,19 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manual_bptt import checks
+from manual_bptt import checks, kernels
 from manual_bptt.activations import ACTIVATIONS
 from manual_bptt.checkpointing import Checkpointed, Every, steps_of_a_piece
 from manual_bptt.compiled import compiled_recurrence
 from manual_bptt.losses import DualSoftmaxCrossEntropy, DualSquaredError, SoftmaxCrossEntropy, SquaredError
 from manual_bptt.readout import DualReadout, Readout
-from manual_bptt.recurrence import Form, Recurrence, Settings, are_tokens, states, states_apart
+from manual_bptt.recurrence import Computed, Form, Recurrence, Settings, are_tokens, states, states_apart
 from manual_bptt.targets import weighted_targets
-from manual_bptt.transforms import apply, is_looked_at, is_recording, is_tracing, is_transforming, watched
+from manual_bptt.transforms import apply, has_autocast, is_looked_at, is_recording, is_tracing, is_transforming, watched
 from manual_bptt.truncation import Truncation
 from manual_bptt.truncation import check as check_truncation
+
+FULL = {name: Settings(activation) for name, activation in ACTIVATIONS.items()}  # of full BPTT
 
 
 def rnn(
@@ -63,6 +65,10 @@ def rnn(
     Source: docs/derivation.md, F1 F2 and B3-B9.
     """
     activation = checks.choice("rnn", "nonlinearity", nonlinearity, ACTIVATIONS)
+    if truncation is None and isinstance(x, Tensor) and x.dim() == 3:
+        whole: Tensor | None = run_whole(x, h0, U, W, b, None, FULL[activation.name])
+        if whole is not None:
+            return whole
     if not activation.holomorphic:
         checks.floating("rnn", "W", W)
     x, h0, batched = recurrence_arguments("rnn", x, h0, U, W, b)
@@ -99,6 +105,10 @@ def run(
         truncation: As `rnn`.
         checkpoint_every: As `RNN`; under transforms of torch.func and in compiled programs every state is kept.
     """
+    if ended is None and truncation is None and not checkpoint_every and settings.has_batch:
+        whole = run_whole(x, h0, U, W, b, b2, settings)
+        if whole is not None:
+            return whole
     seen = is_looked_at()
     if seen:
         compiling = torch.compiler.is_compiling()
@@ -135,6 +145,32 @@ def run(
         return found
     h, given, last = found
     return h, _with_own_node(given, seen), _with_own_node(last, seen)
+
+
+def run_whole(
+    x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, b2: Tensor | None, settings: Settings
+) -> Any:
+    """As `run`, at once by the kernel in C; None where that is not the way that is taken.
+
+    The kernel looks at its arguments itself: they need not have been checked. With settings for (T, B, D), x has three axes.
+    """
+    if has_autocast():
+        return None
+    form, grad = settings.apart, torch.is_grad_enabled()
+    view = form.to if form is not None and grad else None
+    made = kernels.forward_whole(x, h0, U, W, b, b2, settings.activation, view, form is not None, grad)
+    if made is None:
+        return None
+    h, given, last, has_graph = made
+    if not has_graph:
+        return h if form is None else (h, form.to_in_place(h), last)
+    if form is None:
+        return _computed(h, settings, x, h0, U, W, b, b2)
+    h, given, last = _computed((h, given, last), settings, x, h0, U, W, b, b2)
+    return h, _with_own_node(given, False), _with_own_node(last, False)
+
+
+_computed: Any = super(Function, Computed).apply  # Computed.apply binds default arguments first, which takes long
 
 
 def _given_away(h: Tensor, form: Form, seen: bool) -> tuple[Tensor, Tensor, Tensor]:

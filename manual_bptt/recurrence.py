@@ -115,7 +115,7 @@ def states_apart(
     assert form is not None
     whole = kernels.forward_whole(x, h0, U, W, b, b2, f, copy=form.to if kept else None, last=True)
     if whole is not None:
-        h, copy, last = whole
+        h, copy, last, _ = whole
     else:
         h = states(x, h0, U, W, b, b2, None, settings)
         copy, last = form.to(h).clone() if kept else None, h[-1:].clone()
@@ -354,6 +354,19 @@ def from_outside(dh: Tensor | None, dlast: Tensor | None, h: Tensor) -> Tensor:
     return torch.cat((dh[:-1], dh[-1:] + dlast))
 
 
+def of_inputs(ctx: Any, given: Sequence[Tensor | None], needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """The gradients of x, h0, U, W and two biases, from those of what a Function of this file returned."""
+    form = ctx.settings.apart
+    dh, copied, dlast = (*given, None, None) if form is None else given
+    if form is not None and copied is not None:
+        copied = form.back(copied)
+        dh = copied if dh is None else dh + copied  # those that are kept have one in a second derivative alone
+    if dh is None and dlast is None:
+        return (None,) * 6
+    x, h0, U, W, ended, h = ctx.saved_tensors
+    return all_gradients(dh, dlast, h, x, h0, U, W, ctx.D, ended, ctx.settings, needed)
+
+
 class Recurrence(Function):
     """F1 F2, backward B3-B8, forward mode T1 T2.
 
@@ -404,13 +417,25 @@ class Recurrence(Function):
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         """One gradient per input of forward, each computed only where somebody asked for it."""
-        form = ctx.settings.apart
-        dh, copied, dlast = (*given, None, None) if form is None else given
-        if form is not None and copied is not None:
-            copied = form.back(copied)
-            dh = copied if dh is None else dh + copied  # those that are kept have one in a second derivative alone
-        if dh is None and dlast is None:
-            return (None,) * 8
-        x, h0, U, W, ended, h = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:6]
-        return *all_gradients(dh, dlast, h, x, h0, U, W, ctx.D, ended, ctx.settings, needed), None, None
+        return *of_inputs(ctx, given, ctx.needs_input_grad[:6]), None, None
+
+
+class Computed(Function):
+    """`Recurrence` of states that are computed already, by a kernel, where nobody looks on; backward as there."""
+
+    @staticmethod
+    def forward(ctx: Any, made: Any, settings: Settings, *inputs: Tensor | None) -> Any:
+        """What `Recurrence` returns, which made is; the inputs are its first six."""
+        x, h0, U, W, _, _ = inputs
+        _, _, need_dx, _, need_dU, need_dW, _, _ = ctx.needs_input_grad
+        ctx.settings = settings
+        ctx.D = U.shape[1]
+        h = made if settings.apart is None else made[0]
+        ctx.save_for_backward(x if need_dU else None, h0 if need_dW else None, U if need_dx else None, W, None, h)
+        ctx.set_materialize_grads(False)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
+        """One gradient per input of forward, each computed only where somebody asked for it."""
+        return None, None, *of_inputs(ctx, given, ctx.needs_input_grad[2:])

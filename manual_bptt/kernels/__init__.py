@@ -69,12 +69,13 @@ def forward_whole(
     activation: Activation,
     copy: Callable[[Tensor], Tensor] | None = None,
     last: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+    grad: bool = False,
+) -> native.Made | None:
     """Compute a recurrence at once, where that is the way that is taken; else None. As `native.forward_all`."""
     limits = _limits()
     if limits is None or is_looked_at():
         return None
-    return native.forward_all(x, h0, U, W, b, b2, activation, copy, last, limits)
+    return native.forward_all(x, h0, U, W, b, b2, activation, copy, last, grad, limits)
 
 
 def backward_whole(

@@ -16,7 +16,7 @@ static const uintptr_t LOW = (uintptr_t)1 << 40; /* no offset into a storage is 
 
 #define NAMES(X)                                                                                                  \
     X(dtype) X(is_cpu) X(is_nested) X(is_neg) X(data_ptr) X(shape) X(contiguous) X(untyped_storage) X(nbytes)      \
-    X(new_empty) X(empty_like) X(get_num_threads)
+    X(requires_grad) X(new_empty) X(empty_like) X(get_num_threads)
 #define DECLARE(name) static PyObject *name_##name;
 NAMES(DECLARE)
 static PyObject *torch, *float32, *float64;
@@ -220,7 +220,7 @@ typedef struct {
 } Problem;
 
 enum { X, H0, U, W, BIAS, BIAS2, FORWARD_ARRAYS };
-enum { FORWARD_SETTINGS = FORWARD_ARRAYS, FORWARD_VIEW = FORWARD_SETTINGS + 3, FORWARD_LAST, FORWARD_ARGS };
+enum { FORWARD_SETTINGS = FORWARD_ARRAYS, FORWARD_VIEW = FORWARD_SETTINGS + 3, FORWARD_LAST, FORWARD_GRAD, FORWARD_ARGS };
 
 /* Whether a whole recurrence can be handed to C, and pays. */
 static int forward_fits(PyObject *const *args, Array *arrays, Problem *problem) {
@@ -290,7 +290,16 @@ static PyObject *fits(PyObject *module, PyObject *const *args, Py_ssize_t count)
     return answer_of(answer);
 }
 
-PyDoc_STRVAR(forward_doc, "forward(x, h0, U, W, b, b2, f, isa, limits, view, last): (h, copy, last), or None: not for C.");
+/* Whether one of some tensors asks for a gradient. */
+static int asks_for_gradient(const Array *arrays, int count) {
+    int answer = 0;
+    for (int i = 0; i < count && answer == 0; i++)
+        if (arrays[i].tensor) answer = is(PyObject_GetAttr(arrays[i].tensor, name_requires_grad), Py_True);
+    return answer;
+}
+
+PyDoc_STRVAR(forward_doc, "forward(x, h0, U, W, b, b2, f, isa, limits, view, last, grad): (h, copy, last, has_graph), or None: "
+                          "not for C. Where grad is on, there is a copy only where one of the tensors asks for a gradient.");
 static PyObject *forward(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     Array arrays[FORWARD_ARRAYS];
     Problem problem;
@@ -300,14 +309,15 @@ static PyObject *forward(PyObject *module, PyObject *const *args, Py_ssize_t cou
     if (answer == 0) Py_RETURN_NONE;
     PyObject *h = NULL, *copy = NULL, *last = NULL, *result = NULL;
     Forward given = {0};
-    if (prepare(arrays, FORWARD_ARRAYS, &problem) < 0) goto end;
+    int grad = args[FORWARD_GRAD] == Py_True, has_graph = grad ? asks_for_gradient(arrays, FORWARD_ARRAYS) : 0;
+    if (has_graph < 0 || prepare(arrays, FORWARD_ARRAYS, &problem) < 0) goto end;
     Py_ssize_t axes = arrays[X].axes;
     const int64_t steps[] = {problem.T, problem.B, problem.H}, ending[] = {1, problem.B, problem.H};
     given = (Forward){problem.is_double, problem.settings.isa, problem.threads, team(), problem.T, problem.B, problem.D,
                       problem.H, problem.settings.f, arrays[X].data, arrays[H0].data, arrays[U].data, arrays[W].data,
                       arrays[BIAS].data, arrays[BIAS2].data, NULL, NULL, NULL};
     if (!(h = make(arrays[W].tensor, axes, steps + 3 - axes, &given.h))) goto end;
-    if (args[FORWARD_VIEW] == Py_None) copy = Py_NewRef(Py_None);
+    if (args[FORWARD_VIEW] == Py_None || (grad && !has_graph)) copy = Py_NewRef(Py_None);
     else if (!(copy = make_like(h, args[FORWARD_VIEW], &given.copy))) goto end;
     if (args[FORWARD_LAST] != Py_True) last = Py_NewRef(Py_None);
     else if (!(last = make(arrays[W].tensor, 3, ending, &given.last))) goto end;
@@ -319,7 +329,7 @@ static PyObject *forward(PyObject *module, PyObject *const *args, Py_ssize_t cou
         PyErr_Format(PyExc_MemoryError,
                      "recurrence: expected room for copies of U, (%lld, %lld), and W, (%lld, %lld), got none",
                      (long long)problem.H, (long long)problem.D, (long long)problem.H, (long long)problem.H);
-    else result = PyTuple_Pack(3, h, copy, last);
+    else result = PyTuple_Pack(4, h, copy, last, has_graph ? Py_True : Py_False);
 end:
     release(arrays, FORWARD_ARRAYS);
     Py_XDECREF(h);

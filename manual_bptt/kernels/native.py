@@ -23,6 +23,7 @@ CODES = {"tanh": 0, "sigmoid": 1, "relu": 2, "identity": 3}  # the enum of nativ
 INSTRUCTIONS = ("what the compiler takes for granted", "AVX2", "AVX-512")  # by what manual_bptt_isa returns
 VERSION = 4  # as binding.c's
 SHARED = 1_000_000  # multiplications from which on several threads pay
+Made = tuple[Tensor, Tensor | None, Tensor | None, bool]  # what `forward_all` returns
 ANY = (2**20, 2**62, 2**62)  # limits that let every size through
 
 
@@ -189,8 +190,9 @@ def forward_all(
     activation: Activation,
     copy: Callable[[Tensor], Tensor] | None = None,
     last: bool = False,
+    grad: bool = False,
     limits: tuple[int, int, int] = ANY,
-) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+) -> Made | None:
     """Run F1 and F2 of a whole recurrence, with the sum of two biases.
 
     Whatever is not `plain`, does not fit together or is beyond the limits is left to torch's operators.
@@ -205,16 +207,17 @@ def forward_all(
         activation: Entry of ACTIVATIONS.
         copy: Gives the view of h that a copy of it looks like; None: no copy.
         last: Whether there is a copy of the last states too.
+        grad: Whether the first copy is made only where one of the tensors asks for a gradient.
         limits: r, s and m: T · B ≥ H / r, or at most s numbers in U and W; and at most m multiplications.
 
     Returns:
-        h, (T, B, H) or (B, H); the copy, or None; the last states, (1, B, H), or None. Or None: it cannot be handed to C.
+        h, (T, B, H) or (B, H); the copy, or None; the last states, (1, B, H), or None; whether there is grad, and one asks
+        for a gradient. Or None: it cannot be handed to C.
     """
     found, f = library(), CODES.get(activation.name)
     if found is None or f is None:
         return None
-    made: tuple[Tensor, Tensor | None, Tensor | None] | None
-    made = found.forward(x, h0, U, W, b, b2, f, instructions(), (*limits, SHARED), copy, last)
+    made: Made | None = found.forward(x, h0, U, W, b, b2, f, instructions(), (*limits, SHARED), copy, last, grad)
     return made
 
 
