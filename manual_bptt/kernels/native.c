@@ -333,12 +333,20 @@ INLINE void NAME(product)(int rows, int wide, int64_t K, const REAL *left, int64
                           V sums[6][8]) {
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < wide; v++) sums[r][v] = (V){0};
-    for (int64_t k = 0; left && k < K; k++)
-        for (int v = 0; v < wide; v++) {
-            V w;
-            memcpy(&w, panels + (v * K + k) * LANES, sizeof w);
-            for (int r = 0; r < rows; r++) sums[r][v] += left[r * row + k * step] * w;
+    for (int64_t k = 0; left && k < K; k++) {
+        const REAL *from = left + k * step;
+        V w[8];
+        if (rows < wide) { /* with 16 registers there is room for the numbers of the rows beside the sums, or for w */
+            for (int v = 0; v < wide; v++) {
+                memcpy(&w[0], panels + (v * K + k) * LANES, sizeof w[0]);
+                for (int r = 0; r < rows; r++) sums[r][v] += from[r * row] * w[0];
+            }
+        } else {
+            for (int v = 0; v < wide; v++) memcpy(&w[v], panels + (v * K + k) * LANES, sizeof w[v]);
+            for (int r = 0; r < rows; r++)
+                for (int v = 0; v < wide; v++) sums[r][v] += from[r * row] * w[v];
         }
+    }
 }
 
 /* F1 F2 of a block: h = f(a + before · panels), and where there is room a copy of it; a may have to be made from x. Its sum
