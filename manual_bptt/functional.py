@@ -165,7 +165,7 @@ def run_whole(
     if not has_graph:
         return h if form is None else (h, form.to_in_place(h), last)
     if form is None:
-        return _computed(h, settings, x, h0, U, W, b, b2)
+        return _computed((h,), settings, x, h0, U, W, b, b2)
     h, given, last = _computed((h, given, last), settings, x, h0, U, W, b, b2)
     return h, _with_own_node(given, False), _with_own_node(last, False)
 

@@ -8,12 +8,12 @@ input that should take the other kernel and does not.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import shutil
 import subprocess
 import sys
+from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +33,7 @@ from manual_bptt.kernels import eager, native
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the kernel in C was not built")
 CLOSE = {torch.float64: 1e-12, torch.float32: 100 * torch.finfo(torch.float32).eps}
+ALL = (True,) * 6  # gradients
 SETS = [isa for isa in range(3) if isa <= native.instructions()]
 
 
@@ -215,16 +216,14 @@ def test_two_threads_at_once_and_after_a_fork() -> None:
 
 def test_sizes_are_counted_with_64_bits() -> None:
     """The last row of 2^31 numbers is the one that is asked for: rows before it run at no step."""
-    found = native.library()
-    assert found is not None
     T, H = 2, 4
     far = 2**29 + 3  # rows of 4 numbers: beyond 2^31 of them
-    starts = (ctypes.c_int64 * 3)(far, far + 1, far + 2)
+    starts = array("q", (far, far + 1, far + 2)).tobytes()
     h0, W, a = torch.zeros(1, H), torch.eye(H), torch.ones(2, H)
     base = a.data_ptr() - far * H * 4
-    found.manual_bptt_run(
-        0, 0, native.instructions(), 1, None, T, 1, H, native.CODES["identity"], ctypes.addressof(starts), base,
-        h0.data_ptr(), None, W.data_ptr(), None,
+    native.library().run(
+        0, 0, native.instructions(), native.SHARED, T, 1, H, native.CODES["identity"], starts, base, h0.data_ptr(), 0,
+        W.data_ptr(), None,
     )  # fmt: skip
     assert a.tolist() == [[1.0] * 4, [2.0] * 4]
 
@@ -362,7 +361,9 @@ def whole(T: int, B: int, D: int, H: int, dtype: torch.dtype, name: str) -> None
     activation = ACTIVATIONS[name]
     assert native.takes_all(x, h0, U, W, b, b2, activation)
     dlast = normal(seeded(7), 1, B, H).to(dtype)
-    h, copied, last = native.forward_all(x, h0, U, W, b, b2, activation, copy=swapped, last=True)
+    made = native.forward_all(x, h0, U, W, b, b2, activation, copy=swapped, last=True)
+    assert made is not None
+    h, copied, last, _ = made
     assert copied is not None
     assert last is not None
     assert copied.shape == (B, T, H)
@@ -370,7 +371,8 @@ def whole(T: int, B: int, D: int, H: int, dtype: torch.dtype, name: str) -> None
     assert torch.equal(copied, h)
     assert torch.equal(last, h[-1:])
     assert len({each.data_ptr() for each in (h, copied, last)}) == 3
-    found = native.backward_all(dh, dlast, h, x, h0, U, W, D, activation, [True] * 6)
+    found = native.backward_all(dh, dlast, h, x, h0, U, W, D, activation, ALL)
+    assert found is not None
     assert found[4] is not None
     assert found[5] is not None
     assert found[4].data_ptr() != found[5].data_ptr()
@@ -398,14 +400,18 @@ def test_threads_change_nothing_in_a_whole_recurrence(threads: int, B: int, monk
     W, activation = 0.1 * W, ACTIVATIONS["tanh"]
 
     def run() -> tuple[Tensor | None, ...]:
-        h, copied, last = native.forward_all(x, h0, U, W, b, None, activation, copy=swapped, last=True)
-        return h, copied, last, *native.backward_all(dh, last, h, x, h0, U, W, D, activation, [True] * 6)
+        made = native.forward_all(x, h0, U, W, b, None, activation, copy=swapped, last=True)
+        assert made is not None
+        h, copied, last, _ = made
+        gradients = native.backward_all(dh, last, h, x, h0, U, W, D, activation, ALL)
+        assert gradients is not None
+        return h, copied, last, *gradients
 
     monkeypatch.setattr(native, "SHARED", 10**12)
     alone = run()
     monkeypatch.setattr(native, "SHARED", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert native.team() is not None
+    assert native.has_team()
     for one, two in zip(run(), alone, strict=True):
         assert one is not None
         assert two is not None
@@ -451,10 +457,16 @@ def test_what_hooks_have_replaced_never_comes_to_c(changed: str, to: tuple[int, 
         "W": (4, 4),
     }
     given: dict[str, Any] = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    assert native.takes_all_back(**given, D=5, activation=ACTIVATIONS["tanh"])
-    for less in ({"x": None, "h0": None, "U": None}, {"dh": None}, {"dlast": None}):
-        assert native.takes_all_back(**{**given, **less}, D=5, activation=ACTIVATIONS["tanh"])
-    assert not native.takes_all_back(**{**given, changed: torch.zeros(to)}, D=5, activation=ACTIVATIONS["tanh"])
+
+    def taken(needed: tuple[bool, ...] = ALL, **other: Tensor | None) -> bool:
+        made = native.backward_all(**{**given, **other}, D=5, activation=ACTIVATIONS["tanh"], needed=needed)
+        return made is not None
+
+    assert taken()
+    assert taken((False, True, False, False, True, True), x=None, h0=None, U=None)
+    assert taken(dh=None)
+    assert taken(dlast=None)
+    assert not taken(**{changed: torch.zeros(to)})
 
 
 def test_a_hook_that_cuts_what_is_kept_is_refused_by_torch() -> None:
@@ -527,14 +539,6 @@ def test_another_version_of_the_library_is_not_taken(monkeypatch: pytest.MonkeyP
         assert native.state() == "built, but of another version or machine: install the package again"
     finally:
         native.library.cache_clear()
-
-
-def test_there_are_systems_that_do_not_fork() -> None:
-    code = "import os; del os.register_at_fork; import manual_bptt.kernels.native as n; assert n._is_forked is False"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    code = code.replace("import manual", "import torch, manual")
-    command = [sys.executable, "-c", f"import torch\n{code}"]
-    assert subprocess.run(command, env=environment, timeout=120, check=False).returncode == 0
 
 
 def test_the_kernel_is_told() -> None:

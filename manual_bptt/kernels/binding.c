@@ -189,6 +189,12 @@ static PyObject *make_like(PyObject *of, PyObject *view, void **data) {
     return made;
 }
 
+static int has_count(const char *function, Py_ssize_t found, Py_ssize_t wanted) {
+    if (found == wanted) return 1;
+    PyErr_Format(PyExc_TypeError, "%s: expected %zd arguments, got %zd", function, wanted, found);
+    return 0;
+}
+
 /* What a pass is given beside its tensors, as native.py has it. */
 typedef struct {
     int64_t f, isa, least_rows, small_weights, most_work, shared;
@@ -244,19 +250,26 @@ static int forward_fits(PyObject *const *args, Array *arrays, Problem *problem) 
 enum { DH, DLAST, STATES, BACK_X, BACK_H0, BACK_U, BACK_W, BACKWARD_ARRAYS };
 enum { SIZE_D = BACKWARD_ARRAYS, BACKWARD_SETTINGS, NEEDED = BACKWARD_SETTINGS + 3, BACKWARD_ARGS };
 
-/* Whether the gradients of one can be handed to C, and that pays: hooks may have replaced what was kept. */
+/* Whether the gradients of one can be handed to C, and that pays: hooks may have replaced what was kept, and left out what
+   is needed. */
 static int backward_fits(PyObject *const *args, Array *arrays, Problem *problem) {
     int64_t D = number(args[SIZE_D]);
+    PyObject *needed = args[NEEDED];
+    if (!PyTuple_Check(needed) || !has_count("needed", PyTuple_GET_SIZE(needed), 6)) return -1;
     if (settings_of(args + BACKWARD_SETTINGS, &problem->settings) < 0) return -1;
     PyObject *dtype = known_dtype(args[BACK_W]);
     if (!dtype) return PyErr_Occurred() ? -1 : 0;
     int answer = look_at_all(args, BACKWARD_ARRAYS, dtype, arrays);
     if (answer != 1) return answer;
     const Array *h = &arrays[STATES], *x = &arrays[BACK_X], *dh = &arrays[DH];
+    const Array *read[] = {&arrays[BACK_U], NULL, x, &arrays[BACK_H0]}; /* for dx, dh0, dU and dW */
+    int is_there = 1;
+    for (int i = 0; i < 4; i++)
+        if (read[i] && !read[i]->tensor && PyTuple_GET_ITEM(needed, i) == Py_True) is_there = 0;
     Py_ssize_t axes = h->axes;
     int64_t H = arrays[BACK_W].sizes[0], T = axes == 3 ? h->sizes[0] : 1, B = axes >= 2 ? h->sizes[axes - 2] : 0;
     *problem = (Problem){.settings = problem->settings, .is_double = dtype == float64, .T = T, .B = B, .D = D, .H = H};
-    if (B > 0 && D > 0 && h->sizes[axes - 1] == H && has_shape(&arrays[BACK_W], 2, H, H, 0) &&
+    if (is_there && B > 0 && D > 0 && h->sizes[axes - 1] == H && has_shape(&arrays[BACK_W], 2, H, H, 0) &&
         is_none_or(dh, axes, h->sizes[0], h->sizes[1], h->sizes[2]) && is_none_or(&arrays[DLAST], 3, 1, B, H) &&
         (axes == 3 ? is_none_or(x, 3, T, B, D) : is_none_or(x, 2, B, D, 0)) && is_none_or(&arrays[BACK_H0], 2, B, H, 0) &&
         is_none_or(&arrays[BACK_U], 2, H, D, 0) && pays(T * B, H, D, &problem->settings))
@@ -270,12 +283,6 @@ static int prepare(Array *arrays, int count, Problem *problem) {
     int64_t rows = problem->T * problem->B, weights = problem->H * (problem->H + problem->D);
     problem->threads = threads_for(rows * weights, problem->settings.shared);
     return problem->threads < 0 ? -1 : lay_out(arrays, count);
-}
-
-static int has_count(const char *function, Py_ssize_t found, Py_ssize_t wanted) {
-    if (found == wanted) return 1;
-    PyErr_Format(PyExc_TypeError, "%s: expected %zd arguments, got %zd", function, wanted, found);
-    return 0;
 }
 
 static PyObject *answer_of(int answer) { return answer < 0 ? NULL : PyBool_FromLong(answer); }
@@ -345,7 +352,6 @@ static PyObject *backward(PyObject *module, PyObject *const *args, Py_ssize_t co
     Problem problem;
     if (!has_count("backward", count, BACKWARD_ARGS)) return NULL;
     PyObject *needed = args[NEEDED];
-    if (!PyTuple_Check(needed) || !has_count("needed", PyTuple_GET_SIZE(needed), 6)) return NULL;
     int answer = backward_fits(args, arrays, &problem);
     if (answer < 0) return NULL;
     if (answer == 0) Py_RETURN_NONE;

@@ -349,23 +349,38 @@ INLINE void NAME(product)(int rows, int wide, int64_t K, const REAL *left, int64
     }
 }
 
-/* F1 F2 of a block: h = f(a + before · panels), and where there is room a copy of it; a may have to be made from x. Its sum
-   is taken by itself, as if it had been there. */
+/* F1 F2 of a block, from its sums: h = f(a + sums), and where there is room a copy of it; a may have been made, and lacks
+   the bias. */
+INLINE void NAME(finish)(int rows, int wide, int64_t H, int64_t left, V sums[6][8], V made[6][8], const REAL *bias,
+                         int64_t f, REAL *a, REAL *copy) {
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < wide; v++) {
+            int64_t place = r * H + v * LANES, n = left - v * LANES;
+            V given = made ? made[r][v] : NAME(load)(a + place, n);
+            if (made && bias) given = given + NAME(load)(bias + v * LANES, n);
+            V h = NAME(activation)(f, given + sums[r][v]);
+            NAME(store)(a + place, h, n);
+            if (copy) NAME(store)(copy + place, h, n);
+        }
+}
+
+/* The same apart, for the largest blocks where there are 16 registers: in line, its constants would take some of them from
+   the loop of the sums. */
+TARGET static __attribute__((noinline)) void NAME(finish_apart)(int rows, int wide, int64_t H, int64_t left, V sums[6][8],
+                                                                V made[6][8], const REAL *bias, int64_t f, REAL *a,
+                                                                REAL *copy) {
+    NAME(finish)(rows, wide, H, left, sums, made, bias, f, a, copy);
+}
+
+/* F1 F2 of a block; a may have to be made from x. Its sum is taken by itself, as if it had been there. */
 INLINE void NAME(forward_block)(int rows, int wide, int64_t H, int64_t left, const REAL *before, const REAL *panels,
                                 int64_t f, REAL *a, REAL *copy, const REAL *x, int64_t D, const REAL *inputs,
                                 const REAL *bias) {
     V sums[6][8], made[6][8];
     NAME(product)(rows, wide, D, x, D, 1, inputs, made);
     NAME(product)(rows, wide, H, before, H, 1, panels, sums);
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < wide; v++) {
-            int64_t place = r * H + v * LANES, n = left - v * LANES;
-            V given = x ? made[r][v] : NAME(load)(a + place, n);
-            if (x && bias) given = given + NAME(load)(bias + v * LANES, n);
-            V h = NAME(activation)(f, given + sums[r][v]);
-            NAME(store)(a + place, h, n);
-            if (copy) NAME(store)(copy + place, h, n);
-        }
+    if (BYTES < 64 && rows * wide > 10) NAME(finish_apart)(rows, wide, H, left, sums, x ? made : NULL, bias, f, a, copy);
+    else NAME(finish)(rows, wide, H, left, sums, x ? made : NULL, bias, f, a, copy);
 }
 
 /* B3 B4 of a block: da = f' ⊙ (dh + dlast + ξ · before · panels), f' from h; relu selects; NULL is nothing. */
@@ -533,14 +548,15 @@ TARGET static int NAME(forward_all)(Whole *whole) {
     return 0;
 }
 
-/* Rows from … to - 1 of a weight's gradient, (H, C) += Σ_n da[n] ⊗ right[n] of N rows, some of the N at a time so that
-   what is packed stays in the cache; B6, B7. */
+/* Rows from … to - 1 of a weight's gradient, (H, C) = or, to add, += Σ_n da[n] ⊗ right[n] of N rows, some of the N at a time
+   so that what is packed stays in the cache; B6, B7. */
 TARGET static void NAME(weight_gradient)(int64_t N, int64_t H, int64_t C, const REAL *da, const REAL *right, REAL *packed,
-                                         REAL *to, int64_t from, int64_t until) {
+                                         int add, REAL *to, int64_t from, int64_t until) {
     for (int64_t n = 0; n < N; n += CHUNK) {
         int64_t rows = N - n < CHUNK ? N - n : CHUNK;
         NAME(pack)(rows, C, right + n * C, 0, packed);
-        NAME(multiply)(until - from, rows, C, da + n * H + from, 1, H, packed, NULL, 1, to + from * C);
+        NAME(multiply)(until - from, rows, C, da + n * H + from, 1, H, packed, NULL, add || n > 0,
+                       to + from * C);
     }
 }
 
@@ -557,16 +573,13 @@ TARGET static void NAME(turn)(void *given, int64_t part, int64_t parts) {
     if (dx) NAME(multiply)(to - from, H, D, da + from * H, H, 1, work->inputs, NULL, 0, dx + from * D); /* B8 */
     from = NAME(begin)(H, part, parts), to = NAME(begin)(H, part + 1, parts);
     if (from == to) return;
-    if (whole->stop == whole->T) { /* the first piece */
-        if (dU) memset(dU + from * D, 0, (size_t)((to - from) * D) * sizeof(REAL));
-        if (dW) memset(dW + from * H, 0, (size_t)((to - from) * H) * sizeof(REAL));
-        memset(sums + from, 0, (size_t)(to - from) * sizeof *sums);
-    }
-    if (dU) NAME(weight_gradient)(N, H, D, da, x, packed, dU, from, to); /* B7 */
-    if (dW && whole->start > 0) NAME(weight_gradient)(N, H, H, da, h - B * H, packed, dW, from, to); /* B6 */
+    int add = whole->stop < whole->T; /* to what the pieces before have left */
+    if (!add) memset(sums + from, 0, (size_t)(to - from) * sizeof *sums);
+    if (dU) NAME(weight_gradient)(N, H, D, da, x, packed, add, dU, from, to); /* B7 */
+    if (dW && whole->start > 0) NAME(weight_gradient)(N, H, H, da, h - B * H, packed, add, dW, from, to); /* B6 */
     if (dW && whole->start == 0) {
-        NAME(weight_gradient)(B, H, H, da, work->h0, packed, dW, from, to);
-        NAME(weight_gradient)(N - B, H, H, da + B * H, h, packed, dW, from, to);
+        NAME(weight_gradient)(B, H, H, da, work->h0, packed, add, dW, from, to);
+        NAME(weight_gradient)(N - B, H, H, da + B * H, h, packed, 1, dW, from, to);
     }
     if (db || db2) /* B5, summed in double: T · B terms, one after the other */
         for (int64_t n = 0; n < N; n++)
