@@ -1,4 +1,4 @@
-"""Builds the kernel in C where there are a compiler and Python's headers; without, the package is whole, only slower."""
+"""Builds the kernel in C where there are a compiler and Python's headers; the package is whole without, only slower."""
 
 import sys
 

@@ -15,8 +15,8 @@ What is timed, in float32 (`TASKS`):
 How the ratio to nn.RNN is taken. Machines are noisy, and one benchmark runs minutes after the other, so two
 times out of pytest-benchmark's table make no trustworthy ratio. Therefore every round of a benchmark is
 preceded, outside its clock, by one round of nn.RNN on the same numbers with the same timer: nn.RNN, own,
-nn.RNN, own, ... A round is as many calls as fill some milliseconds, at most 20, as in a training that does nothing
-else: after a single call of nn.RNN a small one finds the caches full of somebody else's code. The number
+nn.RNN, own, ... A round is as many calls as fill some milliseconds, of each of the two, at most 40, as in a training
+that does nothing else: the first call after one of nn.RNN finds the caches full of somebody else's code. The number
 `speed_vs_nn_rnn` in `extra_info` is the median over the rounds of (time of nn.RNN) / (own time), neighbours divided
 by neighbours: above 1 is faster than nn.RNN. nn.RNN itself is measured in this way too, against a second copy of
 itself: what that ratio misses 1 by is the machine's noise.
@@ -49,7 +49,7 @@ from manual_bptt.kernels import native
 WARM_UP_SECONDS = 0.05
 BUDGET_SECONDS = 1.0
 MIN_ROUNDS, MAX_ROUNDS = 7, 200
-ROUND_SECONDS, MOST_CALLS = 0.01, 20
+ROUND_SECONDS, MOST_CALLS = 0.01, 40
 
 Round = tuple[tuple[list[Body]], dict[str, object]]  # the arguments of `run` as pytest-benchmark takes them
 
@@ -176,32 +176,33 @@ def time_beside_peer(
 ) -> None:
     """Run the benchmark, each of its rounds after a round of nn.RNN, and record the ratio."""
     own, peer = IMPLEMENTATIONS[name].make(problem), IMPLEMENTATIONS[PEER].make(problem)
-    peer_seconds: list[float] = []
-    calls = 1
+    peer_seconds: list[float] = []  # of a call
+    calls = peer_calls = 1
 
     def next_round() -> Round:
         if benchmark.enabled:
-            bodies = [prepare(peer, problem.dh) for _ in range(calls)]
+            bodies = [prepare(peer, problem.dh) for _ in range(peer_calls)]
             start = timer()
             run(bodies)
-            peer_seconds.append(timer() - start)
+            peer_seconds.append((timer() - start) / peer_calls)
         return ([prepare(own, problem.dh) for _ in range(calls)],), {}
 
     rounds = 1
     if benchmark.enabled:
         run(next_round()[0][0])  # what is compiled is compiled here
         seconds = warm_up(next_round)
-        calls = max(1, min(MOST_CALLS, int(ROUND_SECONDS / seconds)))
-        rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(BUDGET_SECONDS / (calls * seconds))))
+        calls, peer_calls = calls_of(seconds), calls_of(peer_seconds[-1])
+        pair = calls * seconds + peer_calls * peer_seconds[-1]
+        rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(BUDGET_SECONDS / pair)))
     peer_seconds.clear()
     benchmark.pedantic(run, setup=next_round, rounds=rounds)
     if benchmark.enabled:
-        own_seconds = benchmark.stats.stats.data  # one fewer where a last round was run for a profile
+        own_seconds = [each / calls for each in benchmark.stats.stats.data]  # one fewer after a round for a profile
         ratios = [theirs / ours for theirs, ours in zip(peer_seconds, own_seconds, strict=False)]
         benchmark.extra_info.update(
             speed_vs_nn_rnn=median(ratios),
             speed_vs_nn_rnn_quartiles=quantiles(ratios, n=4, method="inclusive")[::2],
-            nn_rnn_median_seconds=median(peer_seconds) / calls,
+            nn_rnn_median_seconds=median(peer_seconds),
             calls=calls,
         )
 
@@ -212,12 +213,17 @@ def run(bodies: list[Body]) -> None:
         body()
 
 
+def calls_of(seconds: float) -> int:
+    """Return how many calls of so many seconds make a round."""
+    return max(1, min(MOST_CALLS, int(ROUND_SECONDS / seconds)))
+
+
 def warm_up(next_round: Callable[[], Round]) -> float:
-    """Run pairs of rounds for a moment and return the seconds that a pair takes."""
+    """Run pairs of rounds of one call for a moment and return the seconds that the second of a pair takes."""
     begin = now = timer()
     while now - begin < WARM_UP_SECONDS:
-        start = now
         (bodies,), _ = next_round()
+        start = timer()
         run(bodies)
         now = timer()
     return now - start

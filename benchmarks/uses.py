@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.benchmark import timer
 
 import manual_bptt
-from benchmarks.bench_rnn import MOST_CALLS, ROUND_SECONDS, run, settings
+from benchmarks.bench_rnn import calls_of, run, settings
 from benchmarks.implementations import Body
 from benchmarks.sizes import Size
 
@@ -119,11 +119,11 @@ def ratio(theirs: Body, own: Body, rounds: int) -> float:
     def timed(body: Body, calls: int = 1) -> float:
         start = timer()
         run([body] * calls)
-        return timer() - start
+        return (timer() - start) / calls
 
-    *_, seconds = timed(theirs), timed(own), timed(theirs)  # the first ones warm up
-    calls = max(1, min(MOST_CALLS, int(ROUND_SECONDS / seconds)))
-    return median(timed(theirs, calls) / timed(own, calls) for _ in range(rounds))
+    timed(theirs), timed(own)  # these warm up
+    calls, own_calls = calls_of(timed(theirs)), calls_of(timed(own))
+    return median(timed(theirs, calls) / timed(own, own_calls) for _ in range(rounds))
 
 
 if __name__ == "__main__":

@@ -65,8 +65,10 @@ def rnn(
     Source: docs/derivation.md, F1 F2 and B3-B9.
     """
     activation = checks.choice("rnn", "nonlinearity", nonlinearity, ACTIVATIONS)
-    if truncation is None and isinstance(x, Tensor) and x.dim() == 3:
-        whole: Tensor | None = run_whole(x, h0, U, W, b, None, FULL[activation.name])
+    is_usual = isinstance(x, Tensor) and isinstance(W, Tensor) and x.dim() == 3 and W.dim() == 2 and truncation is None
+    if is_usual and not is_looked_at():
+        start = W.new_zeros(x.shape[1], W.shape[0]) if h0 is None else h0
+        whole: Tensor | None = run_whole(x, start, U, W, b, None, FULL[activation.name])
         if whole is not None:
             return whole
     if not activation.holomorphic:
@@ -105,11 +107,11 @@ def run(
         truncation: As `rnn`.
         checkpoint_every: As `RNN`; under transforms of torch.func and in compiled programs every state is kept.
     """
-    if ended is None and truncation is None and not checkpoint_every and settings.has_batch:
+    seen = is_looked_at()
+    if not (seen or checkpoint_every) and ended is None and truncation is None and settings.has_batch:
         whole = run_whole(x, h0, U, W, b, b2, settings)
         if whole is not None:
             return whole
-    seen = is_looked_at()
     if seen:
         compiling = torch.compiler.is_compiling()
         if compiling and not is_transforming():
@@ -150,9 +152,10 @@ def run(
 def run_whole(
     x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, b2: Tensor | None, settings: Settings
 ) -> Any:
-    """As `run`, at once by the kernel in C; None where that is not the way that is taken.
+    """As `run` where nobody looks on, at once by the kernel in C; None where that is not the way that is taken.
 
-    The kernel looks at its arguments itself: they need not have been checked. With settings for (T, B, D), x has three axes.
+    The kernel looks at its arguments itself: they need not have been checked, but for x, which has three axes where the
+    settings are of no single step.
     """
     if has_autocast():
         return None

@@ -21,7 +21,7 @@ from manual_bptt.checkpointing import check as check_checkpoints
 from manual_bptt.functional import run, run_whole
 from manual_bptt.layouts import SETTINGS, Dense, Layout, layout_of
 from manual_bptt.recurrence import Settings
-from manual_bptt.transforms import is_tracing, is_transforming
+from manual_bptt.transforms import is_looked_at, is_tracing, is_transforming
 from manual_bptt.truncation import Truncation
 from manual_bptt.truncation import check as check_truncation
 
@@ -157,26 +157,32 @@ class RNN(nn.RNNBase):
             return self._recorder.run(self, input, hx, lengths)  # type: ignore[no-any-return]
         return self._run(input, hx, lengths)
 
-    def _at_once(self, input: Tensor, hx: Tensor, weights: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
-        """The usual case, a layer in one direction over (T, B, D), by the kernel in C, which looks at everything itself.
+    def _at_once(self, input: Tensor, hx: Tensor | None, weights: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+        """The usual case, one layer in one direction over (T, B, D), by the kernel in C, which checks it itself.
 
-        None where it is another case, or something is wrong: then all is looked at one by one.
+        None in another case, and where something is wrong: then it is looked at one by one.
         """
-        if self.num_layers > 1 or self.bidirectional or input.dim() != 3 or hx.dim() != 3 or hx.shape[0] != 1:
+        if self.num_layers > 1 or self.bidirectional or input.dim() != 3 or input.is_nested:
             return None
-        settings = SETTINGS["batch first" if self.batch_first else "steps"][_MODES[self.mode].name]
+        if self.truncation is not None or self.checkpoint_every or self._recorder is not None:
+            return None
+        if hx is not None and (hx.dim() != 3 or hx.shape[0] != 1):
+            return None
         x = input.transpose(0, 1) if self.batch_first else input
-        found = run_whole(x, hx[0], *weights, *(() if self.bias else (None, None)), settings)
+        h0 = x.new_zeros(x.shape[1], self.hidden_size) if hx is None else hx[0]
+        U, W, b, b2 = weights if self.bias else (*weights, None, None)
+        settings = SETTINGS["batch first" if self.batch_first else "steps"][_MODES[self.mode].name]
+        found = run_whole(x, h0, U, W, b, b2, settings)
         return None if found is None else found[1:]
 
     def _run(self, input: Any, hx: Tensor | None, lengths: Any) -> tuple[Any, Tensor]:
         """The forward pass."""
         weights = self._flat_weights
-        if lengths is None and type(input) is Tensor and type(hx) is Tensor and self._recorder is None:
-            if self.truncation is None and not self.checkpoint_every:
-                found = self._at_once(input, hx, weights)
-                if found is not None:
-                    return found
+        is_usual = type(input) is Tensor and (hx is None or type(hx) is Tensor) and lengths is None
+        if is_usual and not is_looked_at():
+            found = self._at_once(input, hx, weights)
+            if found is not None:
+                return found
         if handover.wanted(weights) and _MODES[self.mode].name in OF_TORCH and lengths is None:
             if self.truncation is not None and not self.truncation.is_full and torch.is_grad_enabled():
                 raise RuntimeError(f"RNN: expected no truncation where torch differentiates, got {self.truncation}")

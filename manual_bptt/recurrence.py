@@ -421,16 +421,17 @@ class Recurrence(Function):
 
 
 class Computed(Function):
-    """`Recurrence` of states that a kernel has computed already, where nobody looks on; kept, and backward, as there."""
+    """`Recurrence` of states that a kernel has computed already, where nobody looks on; what is kept is as there."""
 
     @staticmethod
-    def forward(ctx: Any, made: tuple[Tensor, ...], settings: Settings, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
+    def forward(ctx: Any, made: Any, settings: Settings, *inputs: Any) -> Any:
         """What `Recurrence` returns, of its first six inputs; made is all of it, hidden from torch in a tuple."""
         x, h0, U, W, _, _ = inputs
         _, _, need_dx, _, need_dU, need_dW, _, _ = ctx.needs_input_grad
         ctx.settings = settings
         ctx.D = U.shape[1]
-        ctx.save_for_backward(x if need_dU else None, h0 if need_dW else None, U if need_dx else None, W, None, made[0])
+        kept = x if need_dU else None, h0 if need_dW else None, U if need_dx else None, W, None, made[0]
+        ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
         return made[0] if settings.apart is None else made
 

@@ -211,8 +211,8 @@ def forward_all(
         limits: r, s and m: T · B ≥ H / r, or at most s numbers in U and W; and at most m multiplications.
 
     Returns:
-        h, (T, B, H) or (B, H); the copy, or None; the last states, (1, B, H), or None; whether there is grad, and one asks
-        for a gradient. Or None: it cannot be handed to C.
+        h, (T, B, H) or (B, H); the copy, or None; the last states, (1, B, H), or None; whether grad is on and one
+        asks for a gradient. Or None: it cannot be handed to C.
     """
     found, f = library(), CODES.get(activation.name)
     if found is None or f is None:
