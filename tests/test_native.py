@@ -466,7 +466,38 @@ def test_what_hooks_have_replaced_never_comes_to_c(changed: str, to: tuple[int, 
     assert taken((False, True, False, False, True, True), x=None, h0=None, U=None)
     assert taken(dh=None)
     assert taken(dlast=None)
+    for missing in ("x", "h0", "U"):
+        assert not taken(**{missing: None})
     assert not taken(**{changed: torch.zeros(to)})
+
+
+def test_c_gives_back_what_it_has_held() -> None:
+    """Where it computes, where it refuses, and where somebody else's code fails on the way."""
+    tanh = ACTIVATIONS["tanh"]
+    x, h0, U, W, b = (torch.randn(shape) for shape in ((6, 3, 5), (3, 4), (4, 5), (4, 4), (4,)))
+    values: list[Any] = [x, h0, U, W, b, b]
+    h = torch.randn(6, 3, 4)
+
+    def failing(h: Tensor) -> Tensor:
+        raise ZeroDivisionError
+
+    def use() -> None:
+        assert native.forward_all(*values, tanh, copy=swapped, last=True, grad=True) is not None
+        assert native.forward_all(*values[:2], U.t(), *values[3:], tanh) is None
+        assert native.forward_all(*values[:5], b.double(), tanh) is None
+        assert native.backward_all(h, None, h, x, h0, U, W, 5, tanh, ALL) is not None
+        assert native.backward_all(h, None, h, x[1:], h0, U, W, 5, tanh, ALL) is None
+        with pytest.raises(ZeroDivisionError):
+            native.forward_all(*values, tanh, copy=failing)
+        with pytest.raises(TypeError, match="needed: expected 6 values, got 2"):
+            native.backward_all(h, None, h, x, h0, U, W, 5, tanh, (True, False))
+
+    held = [*values, h, None, True, torch.float32, swapped]
+    use()
+    before = [sys.getrefcount(each) for each in held]
+    for _ in range(1000):
+        use()
+    assert max(abs(sys.getrefcount(each) - was) for each, was in zip(held, before, strict=True)) < 50
 
 
 def test_a_hook_that_cuts_what_is_kept_is_refused_by_torch() -> None:

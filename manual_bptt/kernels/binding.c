@@ -191,7 +191,7 @@ static PyObject *make_like(PyObject *of, PyObject *view, void **data) {
 
 static int has_count(const char *function, Py_ssize_t found, Py_ssize_t wanted) {
     if (found == wanted) return 1;
-    PyErr_Format(PyExc_TypeError, "%s: expected %zd arguments, got %zd", function, wanted, found);
+    PyErr_Format(PyExc_TypeError, "%s: expected %zd values, got %zd", function, wanted, found);
     return 0;
 }
 
@@ -239,7 +239,7 @@ static int forward_fits(PyObject *const *args, Array *arrays, Problem *problem) 
     int64_t H = arrays[W].sizes[0], D = arrays[U].sizes[1], T = x->axes == 3 ? x->sizes[0] : 1;
     int64_t B = x->axes >= 2 ? x->sizes[x->axes - 2] : 0;
     *problem = (Problem){.settings = problem->settings, .is_double = dtype == float64, .T = T, .B = B, .D = D, .H = H};
-    if (B > 0 && x->sizes[x->axes - 1] == D && has_shape(&arrays[H0], 2, B, H, 0) && has_shape(&arrays[U], 2, H, D, 0) &&
+    if (B > 0 && D > 0 && H > 0 && x->sizes[x->axes - 1] == D && has_shape(&arrays[H0], 2, B, H, 0) && has_shape(&arrays[U], 2, H, D, 0) &&
         has_shape(&arrays[W], 2, H, H, 0) && is_none_or(&arrays[BIAS], 1, H, 0, 0) &&
         is_none_or(&arrays[BIAS2], 1, H, 0, 0) && pays(T * B, H, D, &problem->settings))
         return 1;
@@ -255,7 +255,7 @@ enum { SIZE_D = BACKWARD_ARRAYS, BACKWARD_SETTINGS, NEEDED = BACKWARD_SETTINGS +
 static int backward_fits(PyObject *const *args, Array *arrays, Problem *problem) {
     int64_t D = number(args[SIZE_D]);
     PyObject *needed = args[NEEDED];
-    if (!PyTuple_Check(needed) || !has_count("needed", PyTuple_GET_SIZE(needed), 6)) return -1;
+    if (!has_count("needed", PyTuple_Check(needed) ? PyTuple_GET_SIZE(needed) : 0, 6)) return -1;
     if (settings_of(args + BACKWARD_SETTINGS, &problem->settings) < 0) return -1;
     PyObject *dtype = known_dtype(args[BACK_W]);
     if (!dtype) return PyErr_Occurred() ? -1 : 0;
@@ -269,7 +269,7 @@ static int backward_fits(PyObject *const *args, Array *arrays, Problem *problem)
     Py_ssize_t axes = h->axes;
     int64_t H = arrays[BACK_W].sizes[0], T = axes == 3 ? h->sizes[0] : 1, B = axes >= 2 ? h->sizes[axes - 2] : 0;
     *problem = (Problem){.settings = problem->settings, .is_double = dtype == float64, .T = T, .B = B, .D = D, .H = H};
-    if (is_there && B > 0 && D > 0 && h->sizes[axes - 1] == H && has_shape(&arrays[BACK_W], 2, H, H, 0) &&
+    if (is_there && B > 0 && D > 0 && H > 0 && h->sizes[axes - 1] == H && has_shape(&arrays[BACK_W], 2, H, H, 0) &&
         is_none_or(dh, axes, h->sizes[0], h->sizes[1], h->sizes[2]) && is_none_or(&arrays[DLAST], 3, 1, B, H) &&
         (axes == 3 ? is_none_or(x, 3, T, B, D) : is_none_or(x, 2, B, D, 0)) && is_none_or(&arrays[BACK_H0], 2, B, H, 0) &&
         is_none_or(&arrays[BACK_U], 2, H, D, 0) && pays(T * B, H, D, &problem->settings))
