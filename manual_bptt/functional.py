@@ -13,7 +13,7 @@ from manual_bptt.checkpointing import Checkpointed, Every, steps_of_a_piece
 from manual_bptt.compiled import compiled_recurrence
 from manual_bptt.losses import DualSoftmaxCrossEntropy, DualSquaredError, SoftmaxCrossEntropy, SquaredError
 from manual_bptt.readout import DualReadout, Readout
-from manual_bptt.recurrence import Computed, Form, Recurrence, Settings, are_tokens, states, states_apart
+from manual_bptt.recurrence import Form, Recurrence, RecurrenceAtOnce, Settings, are_tokens, states, states_apart
 from manual_bptt.targets import weighted_targets
 from manual_bptt.transforms import apply, has_autocast, is_looked_at, is_recording, is_tracing, is_transforming, watched
 from manual_bptt.truncation import Truncation
@@ -173,7 +173,7 @@ def run_whole(
     return h, _with_own_node(given, False), _with_own_node(last, False)
 
 
-_computed: Any = super(Function, Computed).apply  # Computed.apply binds default arguments first, which takes long
+_computed: Any = super(Function, RecurrenceAtOnce).apply  # its own binds default arguments first, which takes long
 
 
 def _given_away(h: Tensor, form: Form, seen: bool) -> tuple[Tensor, Tensor, Tensor]:

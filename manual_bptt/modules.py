@@ -164,7 +164,8 @@ class RNN(nn.RNNBase):
         """
         if self.num_layers > 1 or self.bidirectional or input.dim() != 3 or input.is_nested:
             return None
-        if self.truncation is not None or self.checkpoint_every or self._recorder is not None:
+        every = self.checkpoint_every
+        if self.truncation is not None or self._recorder is not None or not (every is None or every is False):
             return None
         if hx is not None and (hx.dim() != 3 or hx.shape[0] != 1):
             return None

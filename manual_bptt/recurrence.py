@@ -420,7 +420,7 @@ class Recurrence(Function):
         return *of_inputs(ctx, given, ctx.needs_input_grad[:6]), None, None
 
 
-class Computed(Function):
+class RecurrenceAtOnce(Function):
     """`Recurrence` of states that a kernel has computed already, where nobody looks on; what is kept is as there."""
 
     @staticmethod

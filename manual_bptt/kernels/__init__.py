@@ -55,8 +55,8 @@ def is_whole(
     x: Tensor, h0: Tensor, U: Tensor, W: Tensor, b: Tensor | None, b2: Tensor | None, activation: Activation
 ) -> bool:
     """Whether `forward_whole` computes a recurrence; arguments as there."""
-    limits = _limits()
-    return limits is not None and not is_looked_at() and native.takes_all(x, h0, U, W, b, b2, activation, limits)
+    limits = None if is_looked_at() else _limits()
+    return limits is not None and native.takes_all(x, h0, U, W, b, b2, activation, limits)
 
 
 def forward_whole(
@@ -72,10 +72,8 @@ def forward_whole(
     grad: bool = False,
 ) -> native.Made | None:
     """Compute a recurrence at once, where that is the way that is taken; else None. As `native.forward_all`."""
-    limits = _limits()
-    if limits is None or is_looked_at():
-        return None
-    return native.forward_all(x, h0, U, W, b, b2, activation, copy, last, grad, limits)
+    limits = None if is_looked_at() else _limits()  # Dynamo, which looks on, does not come to what is cached there
+    return None if limits is None else native.forward_all(x, h0, U, W, b, b2, activation, copy, last, grad, limits)
 
 
 def backward_whole(
@@ -91,10 +89,8 @@ def backward_whole(
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...] | None:
     """Compute all gradients of a recurrence at once, where that is the way; else None. As `native.backward_all`."""
-    limits = _limits()
-    if limits is None or is_looked_at():
-        return None
-    return native.backward_all(dh, dlast, h, x, h0, U, W, D, activation, needed, limits)
+    limits = None if is_looked_at() else _limits()
+    return None if limits is None else native.backward_all(dh, dlast, h, x, h0, U, W, D, activation, needed, limits)
 
 
 def taken(T: int, B: int, D: int, H: int, dtype: torch.dtype, device: torch.device) -> str:
