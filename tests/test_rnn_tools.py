@@ -747,7 +747,7 @@ def test_anomaly_mode_names_the_line_of_the_forward_call(module):
             output = the_line_to_blame()
             upstream = torch.full_like(output, torch.inf)
             upstream[..., 0] = -torch.inf
-            with pytest.raises(RuntimeError, match=r"Function 'Recurrence\\w*Backward' returned nan values"):
+            with pytest.raises(RuntimeError, match=r"Function 'Recurrence\w*Backward' returned nan values"):
                 output.backward(upstream)
     assert any("the_line_to_blame" in str(warning.message) for warning in caught)
 
